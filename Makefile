@@ -1,0 +1,106 @@
+# `make help` lists what there is. The environment is made by tools/env.py; the kernels are compiled here.
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
+.DELETE_ON_ERROR:
+
+# Python: the environment's own, made when needed; or PYTHON=, used as it is, and then no environment is made.
+ifdef PYTHON
+ENV :=
+export PYTHONPATH := $(CURDIR)$(addprefix :,$(PYTHONPATH))
+else
+PYTHON := .venv/bin/python
+ENV := env
+CLANG_FORMAT ?= .venv/bin/clang-format
+endif
+CLANG_FORMAT ?= clang-format
+
+# ---- kernels -------------------------------------------------------------------------------------
+# The whole definition of the library: setup.py calls `make kernels` too.
+CXX      ?= g++
+OPTIMIZE ?= -O3
+WERROR   ?= -Werror
+OBJECTS  ?= build/kernels
+LIBRARY  ?= hvd_qsgd/libhvd_qsgd.so
+
+# No contraction and no -ffast-math: docs/wire_format.md fixes every rounding. No -march: the library
+# picks its instruction set when it runs; only the files named for one are compiled for one.
+KERNEL_FLAGS := -std=c++17 $(OPTIMIZE) -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno \
+                -pthread -Wall -Wextra $(WERROR) -Ikernels
+ifneq ($(filter x86_64 amd64 i686,$(shell uname -m)),)
+$(OBJECTS)/%_avx2.o: KERNEL_FLAGS += -mavx2 -mf16c -mbmi2
+$(OBJECTS)/%_avx512.o: KERNEL_FLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mf16c
+endif
+
+KERNEL_SOURCES := $(wildcard kernels/cpu/*.cpp)
+KERNEL_OBJECTS := $(KERNEL_SOURCES:kernels/%.cpp=$(OBJECTS)/%.o)
+
+.PHONY: kernels asan-kernels
+kernels: $(LIBRARY)                  ## compile the kernel library into hvd_qsgd/
+
+$(LIBRARY): $(KERNEL_OBJECTS)
+	@mkdir -p $(@D)
+	$(CXX) -shared $(OPTIMIZE) -pthread $(LDFLAGS) -o $@.tmp $^
+	@mv $@.tmp $@
+
+$(OBJECTS)/%.o: kernels/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(KERNEL_FLAGS) $(CXXFLAGS) -MMD -MP -c -o $@ $<
+
+-include $(KERNEL_OBJECTS:.o=.d)
+
+ASAN_LIBRARY := $(CURDIR)/build/asan/libhvd_qsgd.so
+asan-kernels:                        ## the same with address and undefined-behaviour checks, in build/asan/
+	@$(MAKE) --no-print-directory kernels OBJECTS=build/asan LIBRARY=$(ASAN_LIBRARY) \
+	    OPTIMIZE='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all'
+
+# ---- tests, checks, examples ---------------------------------------------------------------------
+.PHONY: env test asan-test lint format bench demo lock clean distclean help
+env:                                 ## make .venv: pinned packages, Horovod built from source (once; minutes)
+	@p=$$(for p in $(BASE_PYTHON) python3.11 python3; do \
+	    $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done); \
+	test -n "$$p" || { echo "env: Python 3.11 is needed and was not found; on Debian or Ubuntu:" \
+	    "apt install python3.11-venv; if it is elsewhere: make BASE_PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	$$p tools/env.py
+
+test: $(ENV) kernels                 ## run the tests; ARGS='-k name' passes options to pytest
+	$(PYTHON) -m pytest tests -q $(ARGS)
+
+asan-test: $(ENV) asan-kernels       ## run the kernel tests under the sanitizers
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 HVD_QSGD_LIBRARY=$(ASAN_LIBRARY) \
+	$(PYTHON) -m pytest -q -p no:cacheprovider $(wildcard tests/test_kernels*.py tests/test_frame*.py) $(ARGS)
+
+KERNEL_FILES = $(wildcard kernels/*.h kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cc)
+lint: $(ENV)                         ## ruff, mypy --strict, clang-format: change nothing
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy --strict hvd_qsgd
+	$(if $(KERNEL_FILES),$(CLANG_FORMAT) --dry-run -Werror $(KERNEL_FILES))
+
+format: $(ENV)                       ## let ruff and clang-format rewrite
+	$(PYTHON) -m ruff check --fix-only .
+	$(PYTHON) -m ruff format .
+	$(if $(KERNEL_FILES),$(CLANG_FORMAT) -i $(KERNEL_FILES))
+
+bench: $(ENV) kernels                ## measure the kernels
+	$(PYTHON) -m benchmarks.kernels $(ARGS)
+
+FRAMEWORK ?= torch
+NP ?= 2
+demo: $(ENV) kernels                 ## train with and without compression: FRAMEWORK=torch NP=2 ARGS=
+	$(PYTHON) examples/demo.py --framework $(FRAMEWORK) --np $(NP) $(ARGS)
+
+lock: $(ENV)                         ## pin the newest versions that requirements/env.in allows
+	$(PYTHON) tools/lock.py
+
+clean:                               ## remove what was compiled
+	rm -rf build dist *.egg-info hvd_qsgd/*.so hvd_qsgd/*.so.tmp .pytest_cache .mypy_cache .ruff_cache
+
+distclean: clean                     ## remove .venv as well
+	rm -rf .venv
+
+help:                                ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r t d; do \
+	    printf '  make %-14s %s\n' "$$t" "$$d"; done
