@@ -46,10 +46,9 @@ def compiler() -> str:
 
 def check_tools() -> None:
     """One line for the first thing that is missing, and how to get it."""
-    if sys.version_info[:2] != (3, 11):
-        fail(
-            f"Python 3.11 is needed, this is {platform.python_version()}; make BASE_PYTHON=/path/to/python3.11"
-        )
+    version = platform.python_version()
+    if not version.startswith("3.11."):
+        fail(f"Python 3.11 is needed, this is {version}; try make BASE_PYTHON=/path/to/python3.11")
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
         fail("this Python cannot make virtual environments; on Debian or Ubuntu: apt install python3.11-venv")
     for tool, package in ((compiler(), "g++"), ("make", "make"), ("git", "git")):
