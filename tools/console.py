@@ -33,9 +33,13 @@ def attempt(command: Sequence[str], env: Mapping[str, str], cwd: Path = ROOT) ->
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with LOG.open("a", encoding="utf-8") as log:
         print(f"\n$ {' '.join(command)}", file=log, flush=True)
-        done = subprocess.run(
-            command, env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
-        )
+        try:
+            done = subprocess.run(
+                command, env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
+            )
+        except OSError as error:
+            print(error, file=log)
+            return False
     return done.returncode == 0
 
 
