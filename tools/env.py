@@ -41,7 +41,7 @@ def digest() -> str:
 
 
 def compiler() -> str:
-    return os.environ.get("CXX") or "c++"
+    return os.environ.get("CXX") or ("c++" if shutil.which("c++") else "g++")
 
 
 def check_tools() -> None:
@@ -51,6 +51,8 @@ def check_tools() -> None:
         fail(f"Python 3.11 is needed, this is {version}; try make BASE_PYTHON=/path/to/python3.11")
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
         fail("this Python cannot make virtual environments; on Debian or Ubuntu: apt install python3.11-venv")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        fail("Python's C headers are needed and were not found; on Debian or Ubuntu: apt install python3.11-dev")
     for tool, package in ((compiler(), "g++"), ("make", "make"), ("git", "git")):
         if shutil.which(tool) is None:
             fail(f"{tool} is needed and was not found; on Debian or Ubuntu: apt install {package}")
