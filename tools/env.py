@@ -52,7 +52,7 @@ def check_tools() -> None:
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
         fail("this Python cannot make virtual environments; on Debian or Ubuntu: apt install python3.11-venv")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        fail("Python's C headers are needed and were not found; on Debian or Ubuntu: apt install python3.11-dev")
+        fail("Python's C headers are needed; on Debian or Ubuntu: apt install python3.11-dev")
     for tool, package in ((compiler(), "g++"), ("make", "make"), ("git", "git")):
         if shutil.which(tool) is None:
             fail(f"{tool} is needed and was not found; on Debian or Ubuntu: apt install {package}")

@@ -29,7 +29,7 @@ HOROVODRUN_BINDING = "--binding-args=--bind-to none --map-by slot"
 
 def launch_environment() -> dict[str, str]:
     """The caller's environment, with what the launchers need; what the caller has set stays."""
-    env = {"TF_CPP_MIN_LOG_LEVEL": "3", **PLACEMENT, **(ROOT_CONSENT if os.geteuid() == 0 else {})}
+    env = {"TF_CPP_MIN_LOG_LEVEL": "2", **PLACEMENT, **(ROOT_CONSENT if os.geteuid() == 0 else {})}
     env.update(os.environ)
     # horovodrun looks for mpirun on PATH.
     env["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), env.get("PATH", os.defpath)])
