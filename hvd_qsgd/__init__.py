@@ -1,0 +1,2 @@
+"""QSGD gradient compression for Horovod."""
+__version__ = "0.1.0"
