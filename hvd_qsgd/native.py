@@ -146,7 +146,9 @@ def default_threads() -> int:
     wanted = os.environ.get(THREADS_VARIABLE)
     if wanted:
         if not wanted.isdigit() or int(wanted) < 1:
-            raise QSGDError(f"{THREADS_VARIABLE}={wanted!r} is not a positive whole number; set it to one or unset it")
+            raise QSGDError(
+                f"{THREADS_VARIABLE}={wanted!r} is not a positive whole number; set it to one or unset it"
+            )
         return int(wanted)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local_sizes = (os.environ.get(name, "") for name in LOCAL_SIZE_VARIABLES)
@@ -166,7 +168,9 @@ def library() -> ctypes.CDLL:
         ) from error
     version = loaded.qsgd_abi_version()
     if version != ABI_VERSION:
-        raise QSGDError(f"{path} has ABI version {version}, this package needs {ABI_VERSION}; build it again (`make kernels`)")
+        raise QSGDError(
+            f"{path} has ABI version {version}, this package needs {ABI_VERSION}; build it again (`make kernels`)"
+        )
     loaded.qsgd_isa.restype = c_char_p
     loaded.qsgd_frame_bytes.argtypes = (POINTER(Spec), POINTER(c_uint64))
     loaded.qsgd_encode.argtypes = (POINTER(Spec), c_void_p, c_void_p, c_uint64, c_uint32)
@@ -184,7 +188,13 @@ def library() -> ctypes.CDLL:
     loaded.qsgd_seal.argtypes = (c_void_p, c_uint64)
     loaded.qsgd_read_sum.argtypes = (c_void_p, c_uint64)
     loaded.qsgd_read_sum.restype = c_float
-    for function in (loaded.qsgd_frame_bytes, loaded.qsgd_encode, loaded.qsgd_decode_sum, loaded.qsgd_check, loaded.qsgd_seal):
+    for function in (
+        loaded.qsgd_frame_bytes,
+        loaded.qsgd_encode,
+        loaded.qsgd_decode_sum,
+        loaded.qsgd_check,
+        loaded.qsgd_seal,
+    ):
         function.restype = c_int
     return loaded
 
@@ -192,5 +202,9 @@ def library() -> ctypes.CDLL:
 def _raise_unless_ok(status: int) -> None:
     if status == OK:
         return
-    reasons = {1: "an argument is out of range", 2: "the frame's buffer is too small", 3: "memory or threads ran out"}
+    reasons = {
+        1: "an argument is out of range",
+        2: "the frame's buffer is too small",
+        3: "memory or threads ran out",
+    }
     raise QSGDError(f"the kernel refused: {reasons.get(status, f'status {status}')}")

@@ -1,0 +1,132 @@
+"""NumPy arrays to frames and back, for tools and curiosity."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from hvd_qsgd import frames, native, wire
+from hvd_qsgd.config import DEFAULT_BUCKET_SIZE, Quantization, whole_number
+from hvd_qsgd.errors import QSGDError
+
+Array = npt.NDArray[Any]
+
+
+def encode(
+    array: npt.ArrayLike,
+    bits: int | None = None,
+    *,
+    levels: int | None = None,
+    bucket_size: int | None = DEFAULT_BUCKET_SIZE,
+    norm: str = "max",
+    codec: str = "packed",
+    seed: int = 0,
+    rank: int = 0,
+    tensor: int = 0,
+    step: int = 0,
+    squared_norm: bool = False,
+) -> bytes:
+    """Quantize and code ``array`` into one frame (``docs/wire_format.md``).
+
+    Args:
+        array: float32, float16, bfloat16 (of ``ml_dtypes``) or float64 (rounded to float32), any shape; the frame
+            keeps the number of elements, in C order, but not the shape.
+        bits: b = 2..8, that is 2^(b-1) - 1 levels (default 4; ternary: 2). ``levels`` sets the levels instead.
+        bucket_size: elements a scale, or ``None`` for the whole array.
+        norm: ``"max"`` or ``"l2"``.
+        codec: ``"packed"`` or ``"ternary"``.
+        seed, rank, tensor, step: what the random rounding depends on, besides the element's position.
+        squared_norm: put the squared l2 norm into the header.
+
+    Raises:
+        QSGDError: an argument is wrong.
+    """
+    quantization = Quantization.create(bits, levels, bucket_size, norm, codec)
+    values, dtype = as_gradient(array)
+    spec = frames.make_spec(
+        quantization,
+        count=values.size,
+        dtype=dtype,
+        seed=whole_number("seed", seed, 0, 2**64 - 1),
+        rank=whole_number("rank", rank, 0, 2**32 - 1),
+        tensor=whole_number("tensor", tensor, 0, 2**32 - 1),
+        step=whole_number("step", step, 0, 2**32 - 1),
+        flags=wire.SQUARED_NORM if squared_norm else 0,
+    )
+    frame = np.empty(native.frame_bytes(spec), np.uint8)
+    native.encode(spec, values.ctypes.data, frame.ctypes.data, frame.size)
+    return frame.tobytes()
+
+
+def decode(frame: bytes | bytearray | memoryview) -> Array:
+    """The values of one frame, as a one-dimensional array of its dtype.
+
+    bfloat16 needs the package ``ml_dtypes``; without it the values come as float32, which holds them exactly.
+
+    Raises:
+        QSGDError: the bytes are not exactly one valid frame, or it is an error frame.
+    """
+    return decode_sum([frame])
+
+
+def decode_sum(frames_in_rank_order: Sequence[bytes | bytearray | memoryview], factor: float = 1.0) -> Array:
+    """``factor`` times the sum of several frames of the same tensor and step, from ranks first, first + 1, ..."""
+    if not frames_in_rank_order:
+        raise QSGDError("there is nothing to decode: pass at least one frame")
+    header = inspect(frames_in_rank_order[0])
+    buffer = np.frombuffer(b"".join(bytes(frame) for frame in frames_in_rank_order), np.uint8)
+    expected = native.Expectation(
+        header.count, header.tensor, header.step, wire.DTYPES[header.dtype], header.rank
+    )
+    out = wire_array(header.count, header.dtype)
+    frames.decode_sum(
+        buffer.ctypes.data, buffer.size, len(frames_in_rank_order), expected, factor, out.ctypes.data
+    )
+    return from_wire(out, header.dtype)
+
+
+def inspect(frame: bytes | bytearray | memoryview) -> wire.Header:
+    """The header of a frame, after its structure and its checksum were checked.
+
+    Raises:
+        QSGDError: it is no valid frame.
+    """
+    data = np.frombuffer(frame, np.uint8)
+    status, _ = native.check(data.ctypes.data, data.size) if data.size else (10, 0)
+    if status not in (native.OK, native.ERROR_FRAME):
+        raise QSGDError(f"the frame {native.FRAME_STATUS[status]}")
+    return wire.parse(data.data.cast("B"))
+
+
+def as_gradient(array: npt.ArrayLike) -> tuple[Array, str]:
+    """``array`` as contiguous values that the kernels read, and their dtype's name on the wire."""
+    values = np.asarray(array)
+    if values.dtype == np.float64:
+        with np.errstate(over="ignore"):  # beyond float32's range: infinite, and so reported as NaN
+            values = values.astype(np.float32)
+    name = values.dtype.name
+    if name not in wire.DTYPES or not values.dtype.isnative:
+        raise QSGDError(
+            f"arrays of dtype {values.dtype} cannot be encoded: use float32, float16, bfloat16 or float64"
+        )
+    return np.ascontiguousarray(values), name
+
+
+def wire_array(count: int, dtype: str) -> Array:
+    """Room for ``count`` decoded values, in their bits on the wire."""
+    return np.empty(count, np.float32 if dtype == "float32" else np.uint16)
+
+
+def from_wire(bits: Array, dtype: str) -> Array:
+    """The values that ``wire_array``'s bits stand for; bfloat16 as float32 if ``ml_dtypes`` is not installed."""
+    if dtype == "float32":
+        return bits
+    if dtype == "float16":
+        return bits.view(np.float16)
+    try:
+        import ml_dtypes
+    except ImportError:
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.view(ml_dtypes.bfloat16)

@@ -1,0 +1,282 @@
+"""QSGD as ``compression=`` of Horovod's PyTorch functions and optimizers."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any, Callable, Iterable, Tuple
+
+import torch
+
+try:
+    import horovod.torch as hvd
+    from horovod.torch.compression import Compressor as HorovodCompressor
+except ImportError as _error:
+    raise ImportError(
+        "hvd_qsgd.torch needs Horovod built for PyTorch, which cannot be imported here: see README.md"
+    ) from _error
+
+from hvd_qsgd.compressor import Compressor, Options
+from hvd_qsgd.config import DEFAULT_BUCKET_SIZE, DEFAULT_MIN_SIZE, Quantization
+from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.selection import ParameterNames, Skip, make_skip
+from hvd_qsgd.stats import Stats
+from hvd_qsgd.steps import Ticket
+from hvd_qsgd.transport.horovod import HorovodTransport
+from hvd_qsgd.transport.mpi import MpiTransport, import_mpi
+
+Tensor = torch.Tensor
+
+# What a gradient is encoded as; float64 travels as float32.
+WIRE_DTYPES = {
+    torch.float32: (torch.float32, "float32"),
+    torch.float16: (torch.float16, "float16"),
+    torch.bfloat16: (torch.bfloat16, "bfloat16"),
+    torch.float64: (torch.float32, "float32"),
+}
+# No fixed-width frame of n elements is longer than this many bytes: a scale and a code for each element.
+BYTES_PER_ELEMENT, BYTES_PER_FRAME = 5, 512
+
+
+class _Method:
+    """A method that, called on the class, works on an instance with the default arguments: Horovod takes both."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        functools.update_wrapper(self, function)  # type: ignore[arg-type]
+
+    def __get__(self, instance: QSGD | None, owner: type[QSGD]) -> Callable[..., Any]:
+        return functools.partial(self._function, _default(owner) if instance is None else instance)
+
+
+@functools.lru_cache(maxsize=None)
+def _default(owner: type[QSGD]) -> QSGD:
+    return owner()
+
+
+class _Sent:
+    """A compressed gradient on its way."""
+
+    __slots__ = ("dtype", "gathering", "shape", "ticket", "wire_dtype")
+
+    def __init__(self, ticket: Ticket, gathering: Any, gradient: Tensor, wire_dtype: torch.dtype) -> None:
+        self.ticket = ticket
+        self.gathering = gathering
+        self.shape = gradient.shape
+        self.dtype = gradient.dtype
+        self.wire_dtype = wire_dtype
+
+
+class QSGD(HorovodCompressor):  # type: ignore[misc]
+    """Quantized gradients for an unpatched Horovod: pass an instance, or this class, as ``compression=``.
+
+    QSGD (Alistarh et al., NIPS 2017): every value is rounded at random to one of ``levels`` steps of its bucket's scale, so that
+    the expectation is the value itself (lemma 3.1), and coded in ``bits`` bits. All ranks decode the same frames in the same
+    order, so their results are equal bit for bit.
+
+    Args:
+        bits: b = 2..8 bits a value: 2^(b-1) - 1 levels on either side of zero. Default 4.
+        levels: the levels instead, 1..127.
+        bucket_size: elements that share a scale (float32), or None: one scale a tensor.
+        norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm).
+        codec: "packed" (fixed width) or "ternary" (levels=1 in 1.6 bits).
+        named_parameters: ``model.named_parameters()``. Needed if ranks leave different parameters unused in a step, for
+            ``skip`` by name, and for messages with names.
+        min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.
+        skip: a name pattern ("*.norm.*"), a list of them, or a function (name or None, gradient) -> bool: reduced uncompressed.
+        seed: of the random rounding; equal seeds give equal runs.
+        name: of this compressor, the same on all ranks. Needed if ranks first use several compressors in different order.
+        process_set: Horovod's process set; the same one as the optimizer's.
+        transport: "horovod", or "mpi": frames travel by mpi4py on a communicator of their own.
+        measure_error: add up the quantization error for ``stats()``; decodes every own frame once more.
+
+    Gradients of float32, float16, bfloat16 and float64 (sent as float32) are compressed; others are left to Horovod.
+
+    Raises:
+        QSGDError: an argument is wrong. Later, on every rank that can know it: the reduction is not Average or Sum, ranks
+            disagree on a tensor or a step, a frame is damaged, or a rank could not encode.
+    """
+
+    def __init__(
+        self,
+        bits: int | None = None,
+        *,
+        levels: int | None = None,
+        bucket_size: int | None = DEFAULT_BUCKET_SIZE,
+        norm: str = "max",
+        codec: str = "packed",
+        named_parameters: Iterable[Tuple[str, Tensor]] | None = None,
+        min_size: int = DEFAULT_MIN_SIZE,
+        skip: Skip = None,
+        seed: int = 0,
+        name: str | None = None,
+        process_set: Any = hvd.global_process_set,
+        transport: str = "horovod",
+        measure_error: bool = False,
+    ) -> None:
+        quantization = Quantization.create(bits, levels, bucket_size, norm, codec)
+        self._core = Compressor(quantization, Options(min_size, seed, name, measure_error))
+        self._names = None if named_parameters is None else ParameterNames(named_parameters)
+        self._skip = make_skip(skip, have_names=self._names is not None)
+        self._process_set = process_set
+        self._transport = _make_transport(transport, process_set)
+
+    def __repr__(self) -> str:
+        q = self._core.quantization
+        return f"QSGD(levels={q.levels}, bucket_size={q.bucket_size}, norm={q.norm!r}, codec={q.codec!r})"
+
+    @_Method
+    def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
+        """Horovod calls this. Returns what it is to reduce instead of ``tensor``, and what ``decompress`` needs."""
+        name = self._names.find(tensor) if self._names else None
+        if not self._wants(name, tensor):
+            return self._carry(tensor)
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise QSGDError(
+                "QSGD cannot be differentiated: reduce tensor.detach(), or call it under torch.no_grad()"
+            )
+        if tensor.device.type != "cpu":
+            raise QSGDError(
+                f"this hvd_qsgd compresses CPU gradients only, not those on {tensor.device}: move the model to the CPU"
+            )
+        transport = self._transport()
+        wire_dtype, dtype = WIRE_DTYPES[tensor.dtype]
+        gradient = tensor.detach().to(wire_dtype).contiguous()
+        ticket = self._core.open(
+            name, gradient.numel(), dtype, transport.rank, transport.size, transport.group
+        )
+        frame = self._core.encode(ticket, gradient.data_ptr(), _allocate_frame)
+        if self._core.options.measure_error:
+            self._measure(ticket, frame, gradient)
+        bound = (BYTES_PER_ELEMENT * gradient.numel() + BYTES_PER_FRAME) // 8
+        gathering = transport.allgather(frame, ticket.operation, bound)
+        return torch.tensor(self._core.token(ticket)), _Sent(ticket, gathering, tensor, wire_dtype)
+
+    @_Method
+    def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
+        """Horovod calls this with what it reduced. Returns the reduced gradient."""
+        if ctx is None:
+            return tensor
+        if isinstance(ctx, torch.dtype):
+            return tensor.to(ctx)
+        core, ticket = self._core, ctx.ticket
+        factor = core.factor(ticket, tensor.tolist())
+        start = time.perf_counter()
+        words = ctx.gathering.wait()
+        core.stats.seconds_wait += time.perf_counter() - start
+        result = torch.empty(ctx.shape, dtype=ctx.wire_dtype)
+        core.decode(ticket, words.data_ptr(), 8 * words.numel(), factor, result.data_ptr())
+        return result.to(ctx.dtype)
+
+    @_Method
+    def change(self, **changes: Any) -> None:
+        """Change ``bits``, ``levels``, ``bucket_size``, ``norm`` or ``codec``, from the next gradient on.
+
+        Ranks may differ in these for a while: frames say how they were made.
+        """
+        self._core.change(**changes)
+
+    @_Method
+    def stats(self) -> Stats:
+        """A copy of the counts so far (``hvd_qsgd.stats.Stats``)."""
+        return self._core.stats.copy()
+
+    @_Method
+    def reset_stats(self) -> None:
+        """Start counting again."""
+        self._core.stats = Stats()
+
+    @_Method
+    def state_dict(self) -> dict[str, Any]:
+        """What continues a run bit for bit, for a checkpoint or ``hvd.broadcast_object``: plain values."""
+        return self._core.state()
+
+    @_Method
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned. All ranks must load the same."""
+        self._core.load(state)
+        self._transport().forget()
+
+    def _wants(self, name: str | None, tensor: Tensor) -> bool:
+        if tensor.layout is not torch.strided or tensor.dtype not in WIRE_DTYPES:
+            return False
+        return self._core.wants(tensor.numel(), tensor.dim()) and not self._skip(name, tensor)
+
+    def _carry(self, tensor: Tensor) -> tuple[Tensor, Any]:
+        """An uncompressed gradient, as stock Horovod can take it: contiguous, and not bfloat16."""
+        self._core.skipped(tensor.numel() * tensor.element_size())
+        if tensor.layout is not torch.strided:
+            return tensor, None
+        if tensor.dtype is torch.bfloat16:
+            return tensor.float().contiguous(), torch.bfloat16
+        return tensor.contiguous(), None
+
+    def _measure(self, ticket: Ticket, frame: Tensor, gradient: Tensor) -> None:
+        decoded = torch.empty_like(gradient)
+        self._core.decode_own(ticket, frame.data_ptr(), decoded.data_ptr())
+        exact = gradient.double()
+        self._core.stats.squared_error += float((decoded.double() - exact).square().sum())
+        self._core.stats.squared_norm += float(exact.square().sum())
+
+
+def _allocate_frame(size: int) -> tuple[Tensor, int]:
+    frame = torch.empty(size // 8, dtype=torch.int64)
+    return frame, frame.data_ptr()
+
+
+def _make_transport(transport: str, process_set: Any) -> Callable[[], Any]:
+    """A function that returns the transport, ready to use: made at first use, after hvd.init()."""
+    if transport not in ("horovod", "mpi"):
+        raise QSGDError(f"transport={transport!r} is unknown: use 'horovod' or 'mpi'")
+    if not isinstance(process_set, hvd.ProcessSet):
+        raise QSGDError(f"process_set={process_set!r} is not a horovod ProcessSet")
+    over_horovod = HorovodTransport(torch, hvd, process_set)
+    over_mpi: list[_TensorsOverMpi] = []
+
+    def ready() -> Any:
+        over_horovod.prepare()
+        if transport == "horovod":
+            return over_horovod
+        if not over_mpi:
+            over_mpi.append(_TensorsOverMpi(MpiTransport(_communicator(process_set))))
+        return over_mpi[0]
+
+    return ready
+
+
+class _TensorsOverMpi:
+    """The MPI transport for tensors, which share their memory with NumPy arrays."""
+
+    def __init__(self, transport: MpiTransport) -> None:
+        self._transport = transport
+        self.rank, self.size, self.group = transport.rank, transport.size, transport.group
+        self.forget = transport.forget
+
+    def allgather(self, words: Tensor, name: str, bound: int) -> _TensorsOverMpi._Gathering:
+        return self._Gathering(self._transport.allgather(words.numpy(), name, bound))
+
+    class _Gathering:
+        def __init__(self, gathering: Any) -> None:
+            self._gathering = gathering
+
+        def wait(self) -> Tensor:
+            return torch.from_numpy(self._gathering.wait())
+
+
+def _communicator(process_set: Any) -> Any:
+    """The process set's ranks as an MPI communicator, which must be numbered as Horovod's ranks are."""
+    mpi = import_mpi()
+    if hvd.mpi_enabled() and mpi.Query_thread() < mpi.THREAD_MULTIPLE:
+        raise QSGDError(
+            "transport='mpi' beside a Horovod that runs on MPI needs MPI_THREAD_MULTIPLE, because Horovod calls MPI from a "
+            "thread of its own; this MPI provides less: use transport='horovod'"
+        )
+    world = mpi.COMM_WORLD
+    if (world.Get_rank(), world.Get_size()) != (hvd.rank(), hvd.size()):
+        raise QSGDError(
+            f"transport='mpi' needs MPI's ranks to be Horovod's: this is rank {world.Get_rank()} of {world.Get_size()} to MPI and "
+            f"{hvd.rank()} of {hvd.size()} to Horovod; start the job with mpirun"
+        )
+    if process_set.process_set_id == 0:
+        return world
+    return world.Create_group(world.Get_group().Incl(process_set.ranks))

@@ -1,0 +1,95 @@
+"""Horovod's own allgather. Operations are matched by name, so that ranks may start them in any order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hvd_qsgd.errors import QSGDError
+
+# Horovod counts the elements of a gathered tensor in a C int.
+MAX_WORDS = 2**31 - 1
+
+
+class HorovodTransport:
+    """Moves torch tensors by ``horovod.torch``; both are passed in, so that this module imports no framework."""
+
+    def __init__(self, torch: Any, hvd: Any, process_set: Any, max_words: int = MAX_WORDS) -> None:
+        self._torch = torch
+        self._hvd = hvd
+        self._process_set = process_set
+        self._max_words = max_words
+        self._in_flight: dict[str, int] = {}  # operation -> Horovod's handle
+
+    def prepare(self) -> None:
+        """Raise unless this rank can communicate."""
+        if not self._hvd.is_initialized():
+            raise QSGDError("Horovod is not running: call hvd.init() before the first gradient is compressed")
+        if self._process_set.process_set_id is None:
+            raise QSGDError(
+                f"{self._process_set} is not registered: pass it to hvd.init() or hvd.add_process_set() first"
+            )
+        if not self._process_set.included():
+            raise QSGDError(
+                f"this rank is not in {self._process_set}: only its ranks may use a compressor made for it"
+            )
+
+    @property
+    def rank(self) -> int:
+        return int(self._process_set.rank())
+
+    @property
+    def size(self) -> int:
+        return int(self._process_set.size())
+
+    @property
+    def group(self) -> int:
+        return int(self._process_set.process_set_id)
+
+    def allgather(self, words: Any, name: str, bound: int) -> _Gathering:
+        """Start gathering ``words`` (one-dimensional, int64) of all ranks."""
+        parts = -(-bound * self.size // self._max_words)
+        if parts <= 1:
+            self._start(words, name)
+            return _Gathering(self, name, 1)
+        self._start(self._torch.tensor([len(words)]), f"{name}/sizes")
+        for k, part in enumerate(words.tensor_split(parts)):
+            self._start(part, f"{name}/{k}")
+        return _Gathering(self, name, parts)
+
+    def _start(self, words: Any, name: str) -> None:
+        if name in self._in_flight:
+            # Nobody waited for it, because of an exception; its name is free only after it has ended.
+            self.finish(name)
+        self._in_flight[name] = self._hvd.allgather_async(words, name=name, process_set=self._process_set)
+
+    def finish(self, name: str) -> Any:
+        """The gathered words of operation ``name``."""
+        return self._hvd.synchronize(self._in_flight.pop(name))
+
+    def join(self, sizes: list[int], parts: list[Any]) -> Any:
+        """Whole buffers, rank after rank, of gathered parts."""
+        shares = [
+            [-(-(size - k) // len(parts)) for size in sizes] for k in range(len(parts))
+        ]  # as tensor_split cuts
+        pieces = [part.split(share) for part, share in zip(parts, shares)]
+        return self._torch.cat([piece[rank] for rank in range(len(sizes)) for piece in pieces])
+
+    def forget(self) -> None:
+        """Drop what was in flight before Horovod was shut down."""
+        self._in_flight.clear()
+
+
+class _Gathering:
+    def __init__(self, transport: HorovodTransport, name: str, parts: int) -> None:
+        self._transport = transport
+        self._name = name
+        self._parts = parts
+
+    def wait(self) -> Any:
+        """Words of all ranks, in rank order."""
+        if self._parts == 1:
+            return self._transport.finish(self._name)
+        sizes = self._transport.finish(f"{self._name}/sizes").tolist()
+        return self._transport.join(
+            sizes, [self._transport.finish(f"{self._name}/{k}") for k in range(self._parts)]
+        )
