@@ -1,4 +1,5 @@
-// The frame's header, its layout and its checks (docs/wire_format.md, sections 1, 6 and 9), for host and device.
+// The frame's header, its layout and its checks (docs/wire_format.md, sections 1, 6 and 9), for host and
+// device.
 #pragma once
 
 #include "numeric.h"
@@ -7,14 +8,14 @@
 namespace qsgd {
 
 struct Header {
-  uint32_t magic;
-  uint8_t version, codec, norm, dtype;
-  uint32_t flags, levels;
-  uint64_t count, bucket_size, seed;
-  uint32_t rank, tensor, step, zero0;
-  uint64_t coded_bytes, frame_bytes;
-  uint64_t squared_norm;  // bits of a float64
-  uint64_t zero1, checksum;
+    uint32_t magic;
+    uint8_t version, codec, norm, dtype;
+    uint32_t flags, levels;
+    uint64_t count, bucket_size, seed;
+    uint32_t rank, tensor, step, zero0;
+    uint64_t coded_bytes, frame_bytes;
+    uint64_t squared_norm;  // bits of a float64
+    uint64_t zero1, checksum;
 };
 static_assert(sizeof(Header) == QSGD_HEADER_BYTES, "the header is 96 bytes");
 
@@ -31,67 +32,69 @@ QSGD_HD uint64_t roundup16(uint64_t a) { return (a + 15) / 16 * 16; }
 
 // Bits of a packed code.
 QSGD_HD uint32_t code_bits(uint32_t levels) {
-  uint32_t bits = 2;
-  while ((1u << (bits - 1)) - 1 < levels) ++bits;
-  return bits;
+    uint32_t bits = 2;
+    while ((1u << (bits - 1)) - 1 < levels) ++bits;
+    return bits;
 }
 
 QSGD_HD uint32_t max_levels(uint8_t codec) { return codec == QSGD_CODEC_TERNARY ? 1 : 127; }
 
 QSGD_HD uint64_t payload_bytes(uint8_t codec, uint32_t levels, uint64_t count) {
-  if (codec == QSGD_CODEC_TERNARY) return 16 * ceil_div(count, kTernaryUnit);
-  const uint64_t bits = code_bits(levels);
-  const uint64_t last_rows = ceil_div(count % kUnit, 16);
-  return 64 * (bits * (count / kUnit) + ceil_div(bits * last_rows, 32));
+    if (codec == QSGD_CODEC_TERNARY) return 16 * ceil_div(count, kTernaryUnit);
+    const uint64_t bits = code_bits(levels);
+    const uint64_t last_rows = ceil_div(count % kUnit, 16);
+    return 64 * (bits * (count / kUnit) + ceil_div(bits * last_rows, 32));
 }
 
 // Where the parts of a frame lie, in bytes from its start.
 struct Layout {
-  uint64_t buckets, payload, coded_bytes, frame_bytes;
+    uint64_t buckets, payload, coded_bytes, frame_bytes;
 };
 
 QSGD_HD Layout layout(uint8_t codec, uint32_t levels, uint64_t count, uint64_t bucket_size) {
-  Layout at;
-  at.buckets = ceil_div(count, bucket_size);
-  at.payload = QSGD_HEADER_BYTES + roundup16(4 * at.buckets);
-  at.coded_bytes = at.payload + payload_bytes(codec, levels, count);
-  at.frame_bytes = roundup16(at.coded_bytes);
-  return at;
+    Layout at;
+    at.buckets = ceil_div(count, bucket_size);
+    at.payload = QSGD_HEADER_BYTES + roundup16(4 * at.buckets);
+    at.coded_bytes = at.payload + payload_bytes(codec, levels, count);
+    at.frame_bytes = roundup16(at.coded_bytes);
+    return at;
 }
 
 // Check 1 to 3 of section 9: QSGD_OK or QSGD_ERROR_FRAME for a frame that is valid by itself.
 QSGD_HD int check_header(const Header& h, uint64_t bytes_there) {
-  if (h.magic != kMagic) return QSGD_BAD_MAGIC;
-  if (h.version != kVersion) return QSGD_BAD_VERSION;
-  if (h.codec > QSGD_CODEC_TERNARY) return QSGD_BAD_CODEC;
-  const bool error = h.codec == QSGD_CODEC_ERROR;
-  if (error ? h.norm != 0 : h.norm != QSGD_NORM_MAX && h.norm != QSGD_NORM_L2) return QSGD_BAD_NORM;
-  if (h.dtype < QSGD_FLOAT32 || h.dtype > QSGD_BFLOAT16) return QSGD_BAD_DTYPE;
-  if (h.zero0 || h.zero1 || (h.flags & ~QSGD_FLAG_SQUARED_NORM)) return QSGD_BAD_RESERVED;
-  if (!(h.flags & QSGD_FLAG_SQUARED_NORM) && h.squared_norm) return QSGD_BAD_RESERVED;
-  if (error && (h.flags || h.seed)) return QSGD_BAD_RESERVED;
-  if (h.count > kMaxCount) return QSGD_BAD_COUNT;
-  if (error ? h.bucket_size != 0 : h.bucket_size < 1 || h.bucket_size > kMaxCount) return QSGD_BAD_BUCKET_SIZE;
-  if (error ? h.levels != 0 : h.levels < 1 || h.levels > max_levels(h.codec)) return QSGD_BAD_LEVELS;
-  if (error) {
-    if (h.coded_bytes < QSGD_HEADER_BYTES || h.coded_bytes > QSGD_HEADER_BYTES + kMaxMessage) return QSGD_BAD_LENGTH;
-    if (h.frame_bytes != roundup16(h.coded_bytes)) return QSGD_BAD_LENGTH;
-  } else {
-    const Layout at = layout(h.codec, h.levels, h.count, h.bucket_size);
-    if (h.coded_bytes != at.coded_bytes || h.frame_bytes != at.frame_bytes) return QSGD_BAD_LENGTH;
-  }
-  if (h.frame_bytes > bytes_there) return QSGD_TRUNCATED;
-  return error ? QSGD_ERROR_FRAME : QSGD_OK;
+    if (h.magic != kMagic) return QSGD_BAD_MAGIC;
+    if (h.version != kVersion) return QSGD_BAD_VERSION;
+    if (h.codec > QSGD_CODEC_TERNARY) return QSGD_BAD_CODEC;
+    const bool error = h.codec == QSGD_CODEC_ERROR;
+    if (error ? h.norm != 0 : h.norm != QSGD_NORM_MAX && h.norm != QSGD_NORM_L2) return QSGD_BAD_NORM;
+    if (h.dtype < QSGD_FLOAT32 || h.dtype > QSGD_BFLOAT16) return QSGD_BAD_DTYPE;
+    if (h.zero0 || h.zero1 || (h.flags & ~QSGD_FLAG_SQUARED_NORM)) return QSGD_BAD_RESERVED;
+    if (!(h.flags & QSGD_FLAG_SQUARED_NORM) && h.squared_norm) return QSGD_BAD_RESERVED;
+    if (error && (h.flags || h.seed)) return QSGD_BAD_RESERVED;
+    if (h.count > kMaxCount) return QSGD_BAD_COUNT;
+    if (error ? h.bucket_size != 0 : h.bucket_size < 1 || h.bucket_size > kMaxCount)
+        return QSGD_BAD_BUCKET_SIZE;
+    if (error ? h.levels != 0 : h.levels < 1 || h.levels > max_levels(h.codec)) return QSGD_BAD_LEVELS;
+    if (error) {
+        if (h.coded_bytes < QSGD_HEADER_BYTES || h.coded_bytes > QSGD_HEADER_BYTES + kMaxMessage)
+            return QSGD_BAD_LENGTH;
+        if (h.frame_bytes != roundup16(h.coded_bytes)) return QSGD_BAD_LENGTH;
+    } else {
+        const Layout at = layout(h.codec, h.levels, h.count, h.bucket_size);
+        if (h.coded_bytes != at.coded_bytes || h.frame_bytes != at.frame_bytes) return QSGD_BAD_LENGTH;
+    }
+    if (h.frame_bytes > bytes_there) return QSGD_TRUNCATED;
+    return error ? QSGD_ERROR_FRAME : QSGD_OK;
 }
 
 // Check 5: does frame number `index` belong in this sum?
 QSGD_HD int check_agreement(const Header& h, const qsgd_expectation& expected, uint32_t index) {
-  if (h.count != expected.count) return QSGD_OTHER_COUNT;
-  if (h.dtype != expected.dtype) return QSGD_OTHER_DTYPE;
-  if (h.tensor != expected.tensor) return QSGD_OTHER_TENSOR;
-  if (h.step != expected.step) return QSGD_OTHER_STEP;
-  if (h.rank != expected.first_rank + index) return QSGD_OTHER_RANK;
-  return QSGD_OK;
+    if (h.count != expected.count) return QSGD_OTHER_COUNT;
+    if (h.dtype != expected.dtype) return QSGD_OTHER_DTYPE;
+    if (h.tensor != expected.tensor) return QSGD_OTHER_TENSOR;
+    if (h.step != expected.step) return QSGD_OTHER_STEP;
+    if (h.rank != expected.first_rank + index) return QSGD_OTHER_RANK;
+    return QSGD_OK;
 }
 
 }  // namespace qsgd

@@ -1,5 +1,5 @@
-// Scalar arithmetic that docs/wire_format.md fixes, written once for host and device: bucket parameters, half types,
-// Philox and the checksum's constants. Compile without contraction into fused multiply-add.
+// Scalar arithmetic that docs/wire_format.md fixes, written once for host and device: bucket parameters, half
+// types, Philox and the checksum's constants. Compile without contraction into fused multiply-add.
 #pragma once
 
 #include <stdint.h>
@@ -31,15 +31,15 @@ constexpr int kPhiloxRounds = 10;
 constexpr uint32_t kMultipliers[4] = {0x00000001u, 0xAC564B05u, 0x3557EE19u, 0x95DEF97Du};
 
 QSGD_HD float float_from_bits(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
 }
 
 QSGD_HD uint32_t bits_from_float(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
 }
 
 QSGD_HD bool is_tiny(float scale) { return scale < kTiny && scale > 0; }
@@ -47,73 +47,75 @@ QSGD_HD bool is_finite(float value) { return (bits_from_float(value) & kInfBits)
 
 // What an element is multiplied by (after *rescale) to reach the grid [-levels, levels].
 QSGD_HD float inverse_step(float scale, float levels) {
-  if (!(scale > 0)) return 0;  // an all-zero or non-finite bucket: every code is 0
-  const float m = scale < kTiny ? scale * kRescale : scale;
-  const float inverse = levels / m;
-  return inverse * m < levels ? float_from_bits(bits_from_float(inverse) + 1) : inverse;
+    if (!(scale > 0)) return 0;  // an all-zero or non-finite bucket: every code is 0
+    const float m = scale < kTiny ? scale * kRescale : scale;
+    const float inverse = levels / m;
+    return inverse * m < levels ? float_from_bits(bits_from_float(inverse) + 1) : inverse;
 }
 
 // The value of code 1, still rescaled if is_tiny(scale).
 QSGD_HD float grid_step(float scale, float levels) {
-  const float m = scale < kTiny ? scale * kRescale : scale;
-  const float step = m / levels;
-  const bool overflows = bits_from_float(levels * step) == kInfBits;
-  return overflows ? float_from_bits(bits_from_float(step) - 1) : step;
+    const float m = scale < kTiny ? scale * kRescale : scale;
+    const float step = m / levels;
+    const bool overflows = bits_from_float(levels * step) == kInfBits;
+    return overflows ? float_from_bits(bits_from_float(step) - 1) : step;
 }
 
 // max(min(f32(sqrt(sum)), FLT_MAX), largest), the l2 scale.
 QSGD_HD float l2_scale(double sum, float largest) {
-  float root = static_cast<float>(sqrt(sum));
-  if (bits_from_float(root) == kInfBits) root = float_from_bits(kInfBits - 1);
-  return root < largest ? largest : root;
+    float root = static_cast<float>(sqrt(sum));
+    if (bits_from_float(root) == kInfBits) root = float_from_bits(kInfBits - 1);
+    return root < largest ? largest : root;
 }
 
-QSGD_HD float float_from_bfloat16(uint16_t bits) { return float_from_bits(static_cast<uint32_t>(bits) << 16); }
+QSGD_HD float float_from_bfloat16(uint16_t bits) {
+    return float_from_bits(static_cast<uint32_t>(bits) << 16);
+}
 
 QSGD_HD uint16_t bfloat16_from_float(float value) {
-  const uint32_t bits = bits_from_float(value);
-  if ((bits & 0x7FFFFFFFu) > kInfBits) return 0x7FC0;
-  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16);
+    const uint32_t bits = bits_from_float(value);
+    if ((bits & 0x7FFFFFFFu) > kInfBits) return 0x7FC0;
+    return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16);
 }
 
 QSGD_HD float float_from_float16(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
-  const uint32_t magnitude = half & 0x7FFFu;
-  if (magnitude >= 0x7C00u) return float_from_bits(sign | kInfBits | ((magnitude & 0x3FFu) << 13));
-  // 2^112 moves the exponent's bias from 15 to 127 and makes subnormals normal; exact.
-  return float_from_bits(bits_from_float(float_from_bits(magnitude << 13) * 0x1p112f) | sign);
+    const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+    const uint32_t magnitude = half & 0x7FFFu;
+    if (magnitude >= 0x7C00u) return float_from_bits(sign | kInfBits | ((magnitude & 0x3FFu) << 13));
+    // 2^112 moves the exponent's bias from 15 to 127 and makes subnormals normal; exact.
+    return float_from_bits(bits_from_float(float_from_bits(magnitude << 13) * 0x1p112f) | sign);
 }
 
 QSGD_HD uint16_t float16_from_float(float value) {
-  const uint32_t bits = bits_from_float(value);
-  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
-  const uint32_t magnitude = bits & 0x7FFFFFFFu;
-  if (magnitude > kInfBits) return 0x7E00;
-  if (magnitude >= 0x477FF000u) return sign | 0x7C00;  // 65520 and above round to infinity
-  if (magnitude < 0x38800000u) {                       // subnormal: adding 0.5 rounds at bit 2^-24
-    const uint32_t rounded = bits_from_float(float_from_bits(magnitude) + 0.5f) - 0x3F000000u;
-    return static_cast<uint16_t>(sign | rounded);
-  }
-  const uint32_t rounded = magnitude + 0xFFFu + ((magnitude >> 13) & 1);
-  return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+    const uint32_t bits = bits_from_float(value);
+    const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+    const uint32_t magnitude = bits & 0x7FFFFFFFu;
+    if (magnitude > kInfBits) return 0x7E00;
+    if (magnitude >= 0x477FF000u) return sign | 0x7C00;  // 65520 and above round to infinity
+    if (magnitude < 0x38800000u) {                       // subnormal: adding 0.5 rounds at bit 2^-24
+        const uint32_t rounded = bits_from_float(float_from_bits(magnitude) + 0.5f) - 0x3F000000u;
+        return static_cast<uint16_t>(sign | rounded);
+    }
+    const uint32_t rounded = magnitude + 0xFFFu + ((magnitude >> 13) & 1);
+    return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 }
 
 struct PhiloxKey {
-  uint32_t k0, k1;
+    uint32_t k0, k1;
 };
 
 QSGD_HD PhiloxKey philox_key(uint64_t seed, uint32_t rank) {
-  uint64_t z = seed + (static_cast<uint64_t>(rank) + 1) * kGolden;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-  z ^= z >> 31;
-  return {static_cast<uint32_t>(z), static_cast<uint32_t>(z >> 32)};
+    uint64_t z = seed + (static_cast<uint64_t>(rank) + 1) * kGolden;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    z ^= z >> 31;
+    return {static_cast<uint32_t>(z), static_cast<uint32_t>(z >> 32)};
 }
 
 // The checksum's term for 64-bit word k of a frame.
 QSGD_HD uint64_t checksum_term(uint64_t word, uint64_t k) {
-  const uint64_t x = word ^ ((k + 1) * kGolden);
-  return (x & 0xFFFFFFFFu) * (x >> 32) + x;
+    const uint64_t x = word ^ ((k + 1) * kGolden);
+    return (x & 0xFFFFFFFFu) * (x >> 32) + x;
 }
 
 }  // namespace qsgd

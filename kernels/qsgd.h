@@ -1,7 +1,8 @@
 /* The whole C ABI of the kernels: what Python calls through ctypes and TensorFlow ops call directly.
  *
- * Frames are specified in docs/wire_format.md. The caller owns every buffer; any alignment is accepted. No function
- * exits, throws, prints or keeps state; every failure is a status. All are safe to call from several threads at once. */
+ * Frames are specified in docs/wire_format.md. The caller owns every buffer; any alignment is accepted. No
+ * function exits, throws, prints or keeps state; every failure is a status. All are safe to call from several
+ * threads at once. */
 #ifndef HVD_QSGD_QSGD_H
 #define HVD_QSGD_QSGD_H
 
@@ -15,32 +16,32 @@ extern "C" {
 #define QSGD_API __attribute__((visibility("default")))
 
 typedef enum {
-  QSGD_OK = 0,
-  /* What the caller asked for. */
-  QSGD_BAD_ARGUMENT = 1,     /* a null pointer, or a field of qsgd_spec out of range */
-  QSGD_FRAME_TOO_SMALL = 2,  /* the buffer given to qsgd_encode is smaller than qsgd_frame_bytes */
-  QSGD_OUT_OF_MEMORY = 3,    /* scratch memory or threads could not be had */
-  /* A frame that is not valid by itself, in the order of the checks. */
-  QSGD_TRUNCATED = 10,
-  QSGD_BAD_MAGIC = 11,
-  QSGD_BAD_VERSION = 12,
-  QSGD_BAD_CODEC = 13,
-  QSGD_BAD_NORM = 14,
-  QSGD_BAD_DTYPE = 15,
-  QSGD_BAD_RESERVED = 16,    /* a reserved bit or byte is set */
-  QSGD_BAD_COUNT = 17,
-  QSGD_BAD_BUCKET_SIZE = 18,
-  QSGD_BAD_LEVELS = 19,
-  QSGD_BAD_LENGTH = 20,      /* coded_bytes or frame_bytes is not what the other fields give */
-  QSGD_ERROR_FRAME = 21,     /* valid: the rank could not encode and sent a message instead */
-  /* A valid frame that does not belong in this sum. */
-  QSGD_OTHER_COUNT = 30,
-  QSGD_OTHER_DTYPE = 31,
-  QSGD_OTHER_TENSOR = 32,
-  QSGD_OTHER_STEP = 33,
-  QSGD_OTHER_RANK = 34,
-  QSGD_BAD_CHECKSUM = 35,
-  QSGD_TRAILING_BYTES = 36   /* bytes are left after the last frame */
+    QSGD_OK = 0,
+    /* What the caller asked for. */
+    QSGD_BAD_ARGUMENT = 1,    /* a null pointer, or a field of qsgd_spec out of range */
+    QSGD_FRAME_TOO_SMALL = 2, /* the buffer given to qsgd_encode is smaller than qsgd_frame_bytes */
+    QSGD_OUT_OF_MEMORY = 3,   /* scratch memory or threads could not be had */
+    /* A frame that is not valid by itself, in the order of the checks. */
+    QSGD_TRUNCATED = 10,
+    QSGD_BAD_MAGIC = 11,
+    QSGD_BAD_VERSION = 12,
+    QSGD_BAD_CODEC = 13,
+    QSGD_BAD_NORM = 14,
+    QSGD_BAD_DTYPE = 15,
+    QSGD_BAD_RESERVED = 16, /* a reserved bit or byte is set */
+    QSGD_BAD_COUNT = 17,
+    QSGD_BAD_BUCKET_SIZE = 18,
+    QSGD_BAD_LEVELS = 19,
+    QSGD_BAD_LENGTH = 20,  /* coded_bytes or frame_bytes is not what the other fields give */
+    QSGD_ERROR_FRAME = 21, /* valid: the rank could not encode and sent a message instead */
+    /* A valid frame that does not belong in this sum. */
+    QSGD_OTHER_COUNT = 30,
+    QSGD_OTHER_DTYPE = 31,
+    QSGD_OTHER_TENSOR = 32,
+    QSGD_OTHER_STEP = 33,
+    QSGD_OTHER_RANK = 34,
+    QSGD_BAD_CHECKSUM = 35,
+    QSGD_TRAILING_BYTES = 36 /* bytes are left after the last frame */
 } qsgd_status;
 
 enum { QSGD_CODEC_ERROR = 0, QSGD_CODEC_PACKED = 1, QSGD_CODEC_TERNARY = 2 };
@@ -51,27 +52,27 @@ enum { QSGD_HEADER_BYTES = 96 };
 
 /* How to encode, and what the header says. */
 typedef struct {
-  uint64_t count;       /* elements */
-  uint64_t bucket_size; /* elements a scale; 1 .. 2^48 */
-  uint64_t seed;
-  uint32_t levels;
-  uint32_t rank;
-  uint32_t tensor;
-  uint32_t step;
-  uint8_t codec;
-  uint8_t norm;
-  uint8_t dtype;
-  uint8_t flags;
-  uint8_t zero[4];
+    uint64_t count;       /* elements */
+    uint64_t bucket_size; /* elements a scale; 1 .. 2^48 */
+    uint64_t seed;
+    uint32_t levels;
+    uint32_t rank;
+    uint32_t tensor;
+    uint32_t step;
+    uint8_t codec;
+    uint8_t norm;
+    uint8_t dtype;
+    uint8_t flags;
+    uint8_t zero[4];
 } qsgd_spec;
 
 /* What every frame of a sum must say. */
 typedef struct {
-  uint64_t count;
-  uint32_t tensor;
-  uint32_t step;
-  uint32_t dtype;
-  uint32_t first_rank; /* frame k must come from rank first_rank + k */
+    uint64_t count;
+    uint32_t tensor;
+    uint32_t step;
+    uint32_t dtype;
+    uint32_t first_rank; /* frame k must come from rank first_rank + k */
 } qsgd_expectation;
 
 /* QSGD_ABI_VERSION of the library. */
@@ -84,20 +85,20 @@ QSGD_API const char* qsgd_isa(void);
 /* Bytes of the frame that qsgd_encode writes for *spec. */
 QSGD_API int qsgd_frame_bytes(const qsgd_spec* spec, uint64_t* bytes);
 
-/* Encode spec->count elements at `gradient` into one frame of qsgd_frame_bytes(spec) bytes at `frame`, on at most
- * `threads` threads (0 counts as 1). */
+/* Encode spec->count elements at `gradient` into one frame of qsgd_frame_bytes(spec) bytes at `frame`, on at
+ * most `threads` threads (0 counts as 1). */
 QSGD_API int qsgd_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
                          uint32_t threads);
 
-/* out[i] = factor * (sum over frames, in order, of the decoded values). `frames` holds `frame_count` frames one after the
- * other, `bytes` in all; `out` has room for expected->count elements of expected->dtype. On failure `out` is
- * unspecified and *bad_frame is the index of the first frame at fault. */
+/* out[i] = factor * (sum over frames, in order, of the decoded values). `frames` holds `frame_count` frames
+ * one after the other, `bytes` in all; `out` has room for expected->count elements of expected->dtype. On
+ * failure `out` is unspecified and *bad_frame is the index of the first frame at fault. */
 QSGD_API int qsgd_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
                              const qsgd_expectation* expected, float factor, void* out, uint32_t threads,
                              uint32_t* bad_frame);
 
-/* Check the header and checksum of the single frame at `frame`, which may be followed by others. On QSGD_OK or
- * QSGD_ERROR_FRAME *frame_bytes is its length. */
+/* Check the header and checksum of the single frame at `frame`, which may be followed by others. On QSGD_OK
+ * or QSGD_ERROR_FRAME *frame_bytes is its length. */
 QSGD_API int qsgd_check(const void* frame, uint64_t bytes, uint64_t* frame_bytes);
 
 /* Set the checksum of the complete frame at `frame` (for frames written by hand: error frames, tests). */

@@ -9,132 +9,138 @@ namespace qsgd {
 namespace {
 
 struct Lanes {
-  using Int = __m512i;
-  using Float = __m512;
-  using Sum = __m512i;  // eight 64-bit sums
-  struct Doubles {
-    __m512d low, high;
-  };
-  static constexpr int kRowsAtOnce = 16;  // accumulator rows that fit the register file
+    using Int = __m512i;
+    using Float = __m512;
+    using Sum = __m512i;  // eight 64-bit sums
+    struct Doubles {
+        __m512d low, high;
+    };
+    static constexpr int kRowsAtOnce = 16;  // accumulator rows that fit the register file
 
-  static Int load(const uint32_t* p) { return _mm512_loadu_si512(p); }
-  static void store(uint32_t* p, Int a) { _mm512_storeu_si512(p, a); }
-  static void store_low_bytes(int8_t* p, Int a) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
-  }
-  static Int load_bytes(const int8_t* p) {
-    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  }
-  static Int set(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
-  static Int bit_and(Int a, Int b) { return _mm512_and_si512(a, b); }
-  static Int bit_or(Int a, Int b) { return _mm512_or_si512(a, b); }
-  static Int or_masked(Int a, Int b, Int mask) { return _mm512_ternarylogic_epi32(a, b, mask, 0xF8); }
-  static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
-  static Int multiply(Int a, Int b) { return _mm512_mullo_epi32(a, b); }
-  static Int max_unsigned(Int a, Int b) { return _mm512_max_epu32(a, b); }
-  template <int K>
-  static Int shift_left(Int a) {
-    return _mm512_slli_epi32(a, K);
-  }
-  template <int K>
-  static Int shift_right(Int a) {
-    return _mm512_srli_epi32(a, K);
-  }
-  template <int K>
-  static Int shift_right_signed(Int a) {
-    return _mm512_srai_epi32(a, K);
-  }
-  static uint32_t largest(Int a) { return _mm512_reduce_max_epu32(a); }
-
-  static Float set(float a) { return _mm512_set1_ps(a); }
-  static Float zero() { return _mm512_setzero_ps(); }
-  static Float load(const float* p) { return _mm512_loadu_ps(p); }
-  static Float load_float16(const uint16_t* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-  static Float load_bfloat16(const uint16_t* p) {
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-  }
-  static void store(float* p, Float a) { _mm512_storeu_ps(p, a); }
-  static void stream(float* p, Float a) { _mm512_stream_ps(p, a); }
-  static void store_float16(uint16_t* p, Float a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
-  }
-  static void store_bfloat16(uint16_t* p, Float a) {
-    const __m512i bits = _mm512_castps_si512(a);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
-    const __m512i kept = _mm512_mask_mov_epi32(rounded, nan, bits);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
-  }
-  static Int bits(Float a) { return _mm512_castps_si512(a); }
-  static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
-  static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
-  // The value of the smaller magnitude, with the sign of a: a limited to [-limit, limit].
-  static Float clamp(Float a, Float limit) { return _mm512_range_ps(a, limit, 0x2); }
-  static Int round(Float a) { return _mm512_cvtps_epi32(a); }
-  static Float convert(Int a) { return _mm512_cvtepi32_ps(a); }
-  static Float canonical_nan(Float a) {
-    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
-    return _mm512_mask_mov_ps(a, nan, _mm512_castsi512_ps(_mm512_set1_epi32(kNanBits)));
-  }
-
-  static Doubles zero_doubles() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
-  static void add_squares(Doubles& sum, Float a) {  // squares of float32 are exact in float64: fma rounds once, too
-    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
-    const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
-    sum.low = _mm512_fmadd_pd(low, low, sum.low);
-    sum.high = _mm512_fmadd_pd(high, high, sum.high);
-  }
-  static double fold(const Doubles& sum) {
-    const __m512d eight = _mm512_add_pd(sum.low, sum.high);
-    const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
-    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
-    return _mm_cvtsd_f64(two) + _mm_cvtsd_f64(_mm_unpackhi_pd(two, two));
-  }
-
-  // Checksum: sums of terms of eight 64-bit words at a time.
-  static Sum zero_sum() { return _mm512_setzero_si512(); }
-  static Sum first_key(uint64_t word) {  // (word + 1 + lane) * golden
-    const __m512i lane = _mm512_set_epi64(8, 7, 6, 5, 4, 3, 2, 1);
-    const __m512i k = _mm512_add_epi64(lane, _mm512_set1_epi64(static_cast<long long>(word)));
-    return _mm512_mullo_epi64(k, _mm512_set1_epi64(static_cast<long long>(kGolden)));
-  }
-  static Sum next_key(Sum key) { return _mm512_add_epi64(key, _mm512_set1_epi64(static_cast<long long>(8 * kGolden))); }
-  static Sum add_terms(Sum sum, Int words, Sum key) {
-    const __m512i x = _mm512_xor_si512(words, key);
-    const __m512i product = _mm512_mul_epu32(x, _mm512_srli_epi64(x, 32));
-    return _mm512_add_epi64(_mm512_add_epi64(sum, x), product);
-  }
-  static uint64_t total(Sum sum) { return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum)); }
-
-  // Values of codes of up to five bits by table lookup; wider codes by conversion.
-  template <int Bits>
-  struct Table {
-    static constexpr bool kLookup = Bits <= 5;
-    __m512 low, high;
-    explicit Table(const float* values) : low(_mm512_loadu_ps(values)), high(_mm512_loadu_ps(values + 16)) {}
-    Float operator()(Int code) const {  // the upper bits of code are ignored
-      return Bits <= 4 ? _mm512_permutexvar_ps(code, low) : _mm512_permutex2var_ps(low, code, high);
+    static Int load(const uint32_t* p) { return _mm512_loadu_si512(p); }
+    static void store(uint32_t* p, Int a) { _mm512_storeu_si512(p, a); }
+    static void store_low_bytes(int8_t* p, Int a) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
     }
-  };
+    static Int load_bytes(const int8_t* p) {
+        return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    }
+    static Int set(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
+    static Int bit_and(Int a, Int b) { return _mm512_and_si512(a, b); }
+    static Int bit_or(Int a, Int b) { return _mm512_or_si512(a, b); }
+    static Int or_masked(Int a, Int b, Int mask) { return _mm512_ternarylogic_epi32(a, b, mask, 0xF8); }
+    static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
+    static Int multiply(Int a, Int b) { return _mm512_mullo_epi32(a, b); }
+    static Int max_unsigned(Int a, Int b) { return _mm512_max_epu32(a, b); }
+    template <int K>
+    static Int shift_left(Int a) {
+        return _mm512_slli_epi32(a, K);
+    }
+    template <int K>
+    static Int shift_right(Int a) {
+        return _mm512_srli_epi32(a, K);
+    }
+    template <int K>
+    static Int shift_right_signed(Int a) {
+        return _mm512_srai_epi32(a, K);
+    }
+    static uint32_t largest(Int a) { return _mm512_reduce_max_epu32(a); }
 
-  // Philox on 16 counters: even and odd lanes as 64-bit lanes whose low halves count.
-  using Wide = __m512i;
-  static constexpr int kWides = 2;
-  static Wide wide(uint32_t a) { return _mm512_set1_epi64(a); }
-  static Wide wide_lanes(uint32_t base, int k) {  // base + the lanes of part k
-    return _mm512_add_epi64(_mm512_set1_epi64(base), _mm512_set_epi64(14 + k, 12 + k, 10 + k, 8 + k, 6 + k, 4 + k, 2 + k, k));
-  }
-  static Wide wide_multiply(Wide a, Wide b) { return _mm512_mul_epu32(a, b); }
-  static Wide wide_high(Wide a) { return _mm512_srli_epi64(a, 32); }
-  static Wide wide_xor(Wide a, Wide b) { return _mm512_xor_si512(a, b); }
-  static Wide wide_xor(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
-  static Int join(const Wide* parts) {
-    return _mm512_mask_shuffle_epi32(parts[0], 0xAAAA, parts[1], _MM_PERM_CDAB);
-  }
+    static Float set(float a) { return _mm512_set1_ps(a); }
+    static Float zero() { return _mm512_setzero_ps(); }
+    static Float load(const float* p) { return _mm512_loadu_ps(p); }
+    static Float load_float16(const uint16_t* p) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
+    static Float load_bfloat16(const uint16_t* p) {
+        const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    }
+    static void store(float* p, Float a) { _mm512_storeu_ps(p, a); }
+    static void stream(float* p, Float a) { _mm512_stream_ps(p, a); }
+    static void store_float16(uint16_t* p, Float a) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    }
+    static void store_bfloat16(uint16_t* p, Float a) {
+        const __m512i bits = _mm512_castps_si512(a);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+        const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+        const __m512i kept = _mm512_mask_mov_epi32(rounded, nan, bits);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                            _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+    }
+    static Int bits(Float a) { return _mm512_castps_si512(a); }
+    static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
+    static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+    // The value of the smaller magnitude, with the sign of a: a limited to [-limit, limit].
+    static Float clamp(Float a, Float limit) { return _mm512_range_ps(a, limit, 0x2); }
+    static Int round(Float a) { return _mm512_cvtps_epi32(a); }
+    static Float convert(Int a) { return _mm512_cvtepi32_ps(a); }
+    static Float canonical_nan(Float a) {
+        const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+        return _mm512_mask_mov_ps(a, nan, _mm512_castsi512_ps(_mm512_set1_epi32(kNanBits)));
+    }
+
+    static Doubles zero_doubles() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+    static void add_squares(Doubles& sum,
+                            Float a) {  // squares of float32 are exact in float64: fma rounds once, too
+        const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+        const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+        sum.low = _mm512_fmadd_pd(low, low, sum.low);
+        sum.high = _mm512_fmadd_pd(high, high, sum.high);
+    }
+    static double fold(const Doubles& sum) {
+        const __m512d eight = _mm512_add_pd(sum.low, sum.high);
+        const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
+        const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+        return _mm_cvtsd_f64(two) + _mm_cvtsd_f64(_mm_unpackhi_pd(two, two));
+    }
+
+    // Checksum: sums of terms of eight 64-bit words at a time.
+    static Sum zero_sum() { return _mm512_setzero_si512(); }
+    static Sum first_key(uint64_t word) {  // (word + 1 + lane) * golden
+        const __m512i lane = _mm512_set_epi64(8, 7, 6, 5, 4, 3, 2, 1);
+        const __m512i k = _mm512_add_epi64(lane, _mm512_set1_epi64(static_cast<long long>(word)));
+        return _mm512_mullo_epi64(k, _mm512_set1_epi64(static_cast<long long>(kGolden)));
+    }
+    static Sum next_key(Sum key) {
+        return _mm512_add_epi64(key, _mm512_set1_epi64(static_cast<long long>(8 * kGolden)));
+    }
+    static Sum add_terms(Sum sum, Int words, Sum key) {
+        const __m512i x = _mm512_xor_si512(words, key);
+        const __m512i product = _mm512_mul_epu32(x, _mm512_srli_epi64(x, 32));
+        return _mm512_add_epi64(_mm512_add_epi64(sum, x), product);
+    }
+    static uint64_t total(Sum sum) { return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum)); }
+
+    // Values of codes of up to five bits by table lookup; wider codes by conversion.
+    template <int Bits>
+    struct Table {
+        static constexpr bool kLookup = Bits <= 5;
+        __m512 low, high;
+        explicit Table(const float* values)
+            : low(_mm512_loadu_ps(values)), high(_mm512_loadu_ps(values + 16)) {}
+        Float operator()(Int code) const {  // the upper bits of code are ignored
+            return Bits <= 4 ? _mm512_permutexvar_ps(code, low) : _mm512_permutex2var_ps(low, code, high);
+        }
+    };
+
+    // Philox on 16 counters: even and odd lanes as 64-bit lanes whose low halves count.
+    using Wide = __m512i;
+    static constexpr int kWides = 2;
+    static Wide wide(uint32_t a) { return _mm512_set1_epi64(a); }
+    static Wide wide_lanes(uint32_t base, int k) {  // base + the lanes of part k
+        return _mm512_add_epi64(_mm512_set1_epi64(base),
+                                _mm512_set_epi64(14 + k, 12 + k, 10 + k, 8 + k, 6 + k, 4 + k, 2 + k, k));
+    }
+    static Wide wide_multiply(Wide a, Wide b) { return _mm512_mul_epu32(a, b); }
+    static Wide wide_high(Wide a) { return _mm512_srli_epi64(a, 32); }
+    static Wide wide_xor(Wide a, Wide b) { return _mm512_xor_si512(a, b); }
+    static Wide wide_xor(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+    static Int join(const Wide* parts) {
+        return _mm512_mask_shuffle_epi32(parts[0], 0xAAAA, parts[1], _MM_PERM_CDAB);
+    }
 };
 
 }  // namespace

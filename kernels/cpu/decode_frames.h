@@ -1,4 +1,5 @@
-// The sum of many frames: all headers are checked before any payload is read; checksums are verified with the decoding.
+// The sum of many frames: all headers are checked before any payload is read; checksums are verified with the
+// decoding.
 #pragma once
 
 #include <vector>
@@ -13,69 +14,71 @@ constexpr uint64_t kStreamElements = 1 << 21;  // outputs larger than the caches
 
 inline int view_frames(const uint8_t* frames, uint64_t bytes, const qsgd_expectation& expected,
                        std::vector<FrameView>& views, uint32_t& bad_frame) {
-  for (bad_frame = 0; bad_frame < views.size(); ++bad_frame) {
-    FrameView& view = views[bad_frame];
-    Header& h = view.header;
-    view.base = frames;
-    const int status = read_header(frames, bytes, h);
-    if (status != QSGD_OK) return status;
-    const int agreement = check_agreement(h, expected, bad_frame);
-    if (agreement != QSGD_OK) return agreement;
-    view.at = layout(h.codec, h.levels, h.count, h.bucket_size);
-    frames += h.frame_bytes, bytes -= h.frame_bytes;
-  }
-  bad_frame = static_cast<uint32_t>(views.size() - 1);
-  return bytes ? QSGD_TRAILING_BYTES : QSGD_OK;
+    for (bad_frame = 0; bad_frame < views.size(); ++bad_frame) {
+        FrameView& view = views[bad_frame];
+        Header& h = view.header;
+        view.base = frames;
+        const int status = read_header(frames, bytes, h);
+        if (status != QSGD_OK) return status;
+        const int agreement = check_agreement(h, expected, bad_frame);
+        if (agreement != QSGD_OK) return agreement;
+        view.at = layout(h.codec, h.levels, h.count, h.bucket_size);
+        frames += h.frame_bytes, bytes -= h.frame_bytes;
+    }
+    bad_frame = static_cast<uint32_t>(views.size() - 1);
+    return bytes ? QSGD_TRAILING_BYTES : QSGD_OK;
 }
 
 inline bool packed_alike(const std::vector<FrameView>& views) {
-  const Header& first = views[0].header;
-  for (const FrameView& view : views) {
-    const Header& h = view.header;
-    if (h.codec != QSGD_CODEC_PACKED || h.bucket_size != first.bucket_size) return false;
-    if (code_bits(h.levels) != code_bits(first.levels)) return false;
-  }
-  return true;
+    const Header& first = views[0].header;
+    for (const FrameView& view : views) {
+        const Header& h = view.header;
+        if (h.codec != QSGD_CODEC_PACKED || h.bucket_size != first.bucket_size) return false;
+        if (code_bits(h.levels) != code_bits(first.levels)) return false;
+    }
+    return true;
 }
 
 // After a mismatch of the checksums' sum: the first frame whose own does not match.
 inline uint32_t damaged_frame(const std::vector<FrameView>& views) {
-  uint32_t f = 0;
-  while (f + 1 < views.size() &&
-         checksum_terms(views[f].base, 0, views[f].header.frame_bytes) == views[f].header.checksum)
-    ++f;
-  return f;
+    uint32_t f = 0;
+    while (f + 1 < views.size() &&
+           checksum_terms(views[f].base, 0, views[f].header.frame_bytes) == views[f].header.checksum)
+        ++f;
+    return f;
 }
 
-inline int decode_frames(const uint8_t* frames, uint64_t bytes, uint32_t frame_count, const qsgd_expectation& expected,
-                         float factor, void* out, uint32_t allowed_threads, uint32_t& bad_frame) {
-  std::vector<FrameView> views(frame_count);
-  const int status = view_frames(frames, bytes, expected, views, bad_frame);
-  if (status != QSGD_OK) return status;
-  DecodeJob job = {};
-  job.frames = views.data(), job.frame_count = frame_count;
-  job.dtype = static_cast<uint8_t>(expected.dtype);
-  job.alike = packed_alike(views);
-  job.stream = expected.count >= kStreamElements && reinterpret_cast<uintptr_t>(out) % 64 == 0;
-  job.count = expected.count, job.factor = factor, job.out = out;
+inline int decode_frames(const uint8_t* frames, uint64_t bytes, uint32_t frame_count,
+                         const qsgd_expectation& expected, float factor, void* out, uint32_t allowed_threads,
+                         uint32_t& bad_frame) {
+    std::vector<FrameView> views(frame_count);
+    const int status = view_frames(frames, bytes, expected, views, bad_frame);
+    if (status != QSGD_OK) return status;
+    DecodeJob job = {};
+    job.frames = views.data(), job.frame_count = frame_count;
+    job.dtype = static_cast<uint8_t>(expected.dtype);
+    job.alike = packed_alike(views);
+    job.stream = expected.count >= kStreamElements && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    job.count = expected.count, job.factor = factor, job.out = out;
 
-  const uint32_t threads = useful_threads(allowed_threads, job.count);
-  const uint64_t scratch_floats = kTableFloats * frame_count + 16;  // a cache line between threads
-  std::vector<float> scratch(scratch_floats * threads);
-  std::vector<uint64_t> terms(threads);
-  parallel(threads, ceil_div(job.count, kBlock), [&](uint32_t worker, uint64_t first, uint64_t last) {
-    float* mine = scratch.data() + scratch_floats * worker;
-    terms[worker] = first < last ? kernels().decode_blocks(job, first, last, mine) : 0;
-  });
-  uint64_t found = 0, claimed = 0;
-  for (uint64_t part : terms) found += part;
-  for (const FrameView& view : views) {
-    found += checksum_terms(view.base, 0, view.at.payload) + checksum_terms(view.base, view.at.coded_bytes, view.header.frame_bytes);
-    claimed += view.header.checksum;
-  }
-  if (found == claimed) return QSGD_OK;
-  bad_frame = damaged_frame(views);
-  return QSGD_BAD_CHECKSUM;
+    const uint32_t threads = useful_threads(allowed_threads, job.count);
+    const uint64_t scratch_floats = kTableFloats * frame_count + 16;  // a cache line between threads
+    std::vector<float> scratch(scratch_floats * threads);
+    std::vector<uint64_t> terms(threads);
+    parallel(threads, ceil_div(job.count, kBlock), [&](uint32_t worker, uint64_t first, uint64_t last) {
+        float* mine = scratch.data() + scratch_floats * worker;
+        terms[worker] = first < last ? kernels().decode_blocks(job, first, last, mine) : 0;
+    });
+    uint64_t found = 0, claimed = 0;
+    for (uint64_t part : terms) found += part;
+    for (const FrameView& view : views) {
+        found += checksum_terms(view.base, 0, view.at.payload) +
+                 checksum_terms(view.base, view.at.coded_bytes, view.header.frame_bytes);
+        claimed += view.header.checksum;
+    }
+    if (found == claimed) return QSGD_OK;
+    bad_frame = damaged_frame(views);
+    return QSGD_BAD_CHECKSUM;
 }
 
 }  // namespace

@@ -12,83 +12,84 @@ namespace {
 
 // Scales of large buckets, in a pass of its own that all threads share.
 inline void find_large_scales(const EncodeJob& job, uint32_t threads) {
-  const qsgd_spec& spec = job.spec;
-  const uint64_t size = spec.bucket_size < spec.count ? spec.bucket_size : spec.count;
-  const uint64_t per_bucket = ceil_div(size, kSumBlock);
-  const uint64_t last_length = spec.count - (job.at.buckets - 1) * size;
-  const uint64_t blocks = (job.at.buckets - 1) * per_bucket + ceil_div(last_length, kSumBlock);
-  std::vector<double> sums(blocks);
-  std::vector<uint32_t> largest(blocks);
-  parallel(threads, blocks, [&](uint32_t, uint64_t first, uint64_t last) {
-    kernels().sum_blocks(job, first, last, sums.data(), largest.data());
-  });
-  for (uint64_t bucket = 0; bucket < job.at.buckets; ++bucket) {
-    const uint64_t first = bucket * per_bucket;
-    const uint64_t last = bucket + 1 == job.at.buckets ? blocks : first + per_bucket;
-    Statistics all;
-    PairwiseTree tree;
-    for (uint64_t k = first; k < last; ++k) {
-      if (largest[k] > all.largest_bits) all.largest_bits = largest[k];
-      tree.add(sums[k]);
+    const qsgd_spec& spec = job.spec;
+    const uint64_t size = spec.bucket_size < spec.count ? spec.bucket_size : spec.count;
+    const uint64_t per_bucket = ceil_div(size, kSumBlock);
+    const uint64_t last_length = spec.count - (job.at.buckets - 1) * size;
+    const uint64_t blocks = (job.at.buckets - 1) * per_bucket + ceil_div(last_length, kSumBlock);
+    std::vector<double> sums(blocks);
+    std::vector<uint32_t> largest(blocks);
+    parallel(threads, blocks, [&](uint32_t, uint64_t first, uint64_t last) {
+        kernels().sum_blocks(job, first, last, sums.data(), largest.data());
+    });
+    for (uint64_t bucket = 0; bucket < job.at.buckets; ++bucket) {
+        const uint64_t first = bucket * per_bucket;
+        const uint64_t last = bucket + 1 == job.at.buckets ? blocks : first + per_bucket;
+        Statistics all;
+        PairwiseTree tree;
+        for (uint64_t k = first; k < last; ++k) {
+            if (largest[k] > all.largest_bits) all.largest_bits = largest[k];
+            tree.add(sums[k]);
+        }
+        all.sum = tree.total();
+        const float scale = scale_of(all, spec.norm);
+        memcpy(job.frame + QSGD_HEADER_BYTES + 4 * bucket, &scale, sizeof scale);
     }
-    all.sum = tree.total();
-    const float scale = scale_of(all, spec.norm);
-    memcpy(job.frame + QSGD_HEADER_BYTES + 4 * bucket, &scale, sizeof scale);
-  }
 }
 
 inline uint64_t squared_norm_bits(const EncodeJob& job, uint32_t threads) {
-  const uint64_t chunks = ceil_div(job.at.buckets, kNormChunk);
-  std::vector<double> sums(chunks);
-  parallel(threads, chunks, [&](uint32_t, uint64_t first, uint64_t last) {
-    for (uint64_t k = first; k < last; ++k) {
-      const uint64_t end = (k + 1) * kNormChunk;
-      sums[k] = kernels().bucket_squares(job, k * kNormChunk, end < job.at.buckets ? end : job.at.buckets);
-    }
-  });
-  PairwiseTree tree;  // every chunk but the last is a complete subtree
-  for (double sum : sums) tree.add(sum);
-  const double norm = tree.total();
-  uint64_t bits;
-  memcpy(&bits, &norm, sizeof bits);
-  constexpr uint64_t kExponent = 0x7FF0000000000000u, kNan = 0x7FF8000000000000u;
-  return (bits & kExponent) == kExponent ? kNan : bits;
+    const uint64_t chunks = ceil_div(job.at.buckets, kNormChunk);
+    std::vector<double> sums(chunks);
+    parallel(threads, chunks, [&](uint32_t, uint64_t first, uint64_t last) {
+        for (uint64_t k = first; k < last; ++k) {
+            const uint64_t end = (k + 1) * kNormChunk;
+            sums[k] =
+                kernels().bucket_squares(job, k * kNormChunk, end < job.at.buckets ? end : job.at.buckets);
+        }
+    });
+    PairwiseTree tree;  // every chunk but the last is a complete subtree
+    for (double sum : sums) tree.add(sum);
+    const double norm = tree.total();
+    uint64_t bits;
+    memcpy(&bits, &norm, sizeof bits);
+    constexpr uint64_t kExponent = 0x7FF0000000000000u, kNan = 0x7FF8000000000000u;
+    return (bits & kExponent) == kExponent ? kNan : bits;
 }
 
 inline uint64_t encode_payload(const EncodeJob& job, uint32_t threads) {
-  std::vector<uint64_t> terms(threads);
-  parallel(threads, ceil_div(job.spec.count, kBlock), [&](uint32_t worker, uint64_t first, uint64_t last) {
-    terms[worker] = first < last ? kernels().encode_blocks(job, first, last) : 0;
-  });
-  uint64_t all = 0;
-  for (uint64_t part : terms) all += part;
-  return all;
+    std::vector<uint64_t> terms(threads);
+    parallel(threads, ceil_div(job.spec.count, kBlock), [&](uint32_t worker, uint64_t first, uint64_t last) {
+        terms[worker] = first < last ? kernels().encode_blocks(job, first, last) : 0;
+    });
+    uint64_t all = 0;
+    for (uint64_t part : terms) all += part;
+    return all;
 }
 
 inline void write_header(const EncodeJob& job, uint64_t squared_norm) {
-  const qsgd_spec& s = job.spec;
-  Header h = {};
-  h.magic = kMagic;
-  h.version = kVersion;
-  h.codec = s.codec, h.norm = s.norm, h.dtype = s.dtype;
-  h.flags = s.flags, h.levels = s.levels;
-  h.count = s.count, h.bucket_size = s.bucket_size, h.seed = s.seed;
-  h.rank = s.rank, h.tensor = s.tensor, h.step = s.step;
-  h.coded_bytes = job.at.coded_bytes, h.frame_bytes = job.at.frame_bytes;
-  h.squared_norm = squared_norm;
-  memcpy(job.frame, &h, sizeof h);
+    const qsgd_spec& s = job.spec;
+    Header h = {};
+    h.magic = kMagic;
+    h.version = kVersion;
+    h.codec = s.codec, h.norm = s.norm, h.dtype = s.dtype;
+    h.flags = s.flags, h.levels = s.levels;
+    h.count = s.count, h.bucket_size = s.bucket_size, h.seed = s.seed;
+    h.rank = s.rank, h.tensor = s.tensor, h.step = s.step;
+    h.coded_bytes = job.at.coded_bytes, h.frame_bytes = job.at.frame_bytes;
+    h.squared_norm = squared_norm;
+    memcpy(job.frame, &h, sizeof h);
 }
 
 inline void encode_frame(EncodeJob job, uint32_t allowed_threads) {
-  const uint32_t threads = useful_threads(allowed_threads, job.spec.count);
-  const uint64_t scales_end = QSGD_HEADER_BYTES + 4 * job.at.buckets;
-  memset(job.frame + scales_end, 0, job.at.payload - scales_end);
-  job.scales_ready = job.at.buckets > 0 && job.spec.bucket_size >= kLargeBucket;
-  if (job.scales_ready) find_large_scales(job, threads);
-  const uint64_t payload_terms = encode_payload(job, threads);
-  memset(job.frame + job.at.coded_bytes, 0, job.at.frame_bytes - job.at.coded_bytes);
-  write_header(job, job.spec.flags & QSGD_FLAG_SQUARED_NORM ? squared_norm_bits(job, threads) : 0);
-  write_checksum(job.frame, payload_terms + checksum_terms(job.frame, 0, job.at.payload));
+    const uint32_t threads = useful_threads(allowed_threads, job.spec.count);
+    const uint64_t scales_end = QSGD_HEADER_BYTES + 4 * job.at.buckets;
+    memset(job.frame + scales_end, 0, job.at.payload - scales_end);
+    job.scales_ready = job.at.buckets > 0 && job.spec.bucket_size >= kLargeBucket;
+    if (job.scales_ready) find_large_scales(job, threads);
+    const uint64_t payload_terms = encode_payload(job, threads);
+    memset(job.frame + job.at.coded_bytes, 0, job.at.frame_bytes - job.at.coded_bytes);
+    write_header(job, job.spec.flags & QSGD_FLAG_SQUARED_NORM ? squared_norm_bits(job, threads) : 0);
+    write_checksum(job.frame, payload_terms + checksum_terms(job.frame, 0, job.at.payload));
 }
 
 }  // namespace

@@ -1,55 +1,58 @@
-// What the dispatcher asks of an instruction set: plain functions over ranges, so that threads, memory and the C ABI
-// live once, in code compiled for any processor. Files compiled for one instruction set use no std:: templates, which the linker
-// would merge across instruction sets.
+// What the dispatcher asks of an instruction set: plain functions over ranges, so that threads, memory and
+// the C ABI live once, in code compiled for any processor. Files compiled for one instruction set use no
+// std:: templates, which the linker would merge across instruction sets.
 #pragma once
 
 #include "frame.h"
 
 namespace qsgd {
 
-constexpr uint64_t kBlock = 2560;  // elements worked on at a time: 5 packed units, 32 ternary units, 10 random groups
-constexpr uint64_t kLargeBucket = 1 << 16;  // from here on scales are found in a pass of their own, in parallel
-constexpr uint64_t kNormChunk = 1024;       // buckets a partial sum of the squared norm
+constexpr uint64_t kBlock =
+    2560;  // elements worked on at a time: 5 packed units, 32 ternary units, 10 random groups
+constexpr uint64_t kLargeBucket =
+    1 << 16;                           // from here on scales are found in a pass of their own, in parallel
+constexpr uint64_t kNormChunk = 1024;  // buckets a partial sum of the squared norm
 
 struct EncodeJob {
-  qsgd_spec spec;
-  Layout at;
-  const void* gradient;
-  uint8_t* frame;
-  bool scales_ready;
+    qsgd_spec spec;
+    Layout at;
+    const void* gradient;
+    uint8_t* frame;
+    bool scales_ready;
 };
 
 struct FrameView {
-  const uint8_t* base;
-  Header header;
-  Layout at;
+    const uint8_t* base;
+    Header header;
+    Layout at;
 };
 
 struct DecodeJob {
-  const FrameView* frames;
-  uint32_t frame_count;
-  uint8_t dtype;
-  bool alike;   // all packed, with the same width and buckets
-  bool stream;  // write around the caches
-  uint64_t count;
-  float factor;
-  void* out;
+    const FrameView* frames;
+    uint32_t frame_count;
+    uint8_t dtype;
+    bool alike;   // all packed, with the same width and buckets
+    bool stream;  // write around the caches
+    uint64_t count;
+    float factor;
+    void* out;
 };
 
 constexpr uint64_t kTableFloats = 32;  // scratch of decode_blocks, per frame
 
 struct Kernels {
-  const char* name;
-  // Scales (unless ready) and payload of blocks [first, last); returns the payload's part of the checksum.
-  uint64_t (*encode_blocks)(const EncodeJob& job, uint64_t first, uint64_t last);
-  // Sum of squares and largest magnitude of sum blocks [first, last), numbered through all buckets.
-  void (*sum_blocks)(const EncodeJob& job, uint64_t first, uint64_t last, double* sums, uint32_t* largest);
-  // Pairwise tree over the sums of squares of buckets [first, last).
-  double (*bucket_squares)(const EncodeJob& job, uint64_t first, uint64_t last);
-  // Decoded sum of blocks [first, last); returns the sum of all frames' payload checksums. Aligned to 64 bytes: scratch.
-  uint64_t (*decode_blocks)(const DecodeJob& job, uint64_t first, uint64_t last, float* scratch);
-  uint64_t (*checksum)(const uint8_t* words, uint64_t first_word, uint64_t count);
-  float (*read_sum)(const float* values, uint64_t n);
+    const char* name;
+    // Scales (unless ready) and payload of blocks [first, last); returns the payload's part of the checksum.
+    uint64_t (*encode_blocks)(const EncodeJob& job, uint64_t first, uint64_t last);
+    // Sum of squares and largest magnitude of sum blocks [first, last), numbered through all buckets.
+    void (*sum_blocks)(const EncodeJob& job, uint64_t first, uint64_t last, double* sums, uint32_t* largest);
+    // Pairwise tree over the sums of squares of buckets [first, last).
+    double (*bucket_squares)(const EncodeJob& job, uint64_t first, uint64_t last);
+    // Decoded sum of blocks [first, last); returns the sum of all frames' payload checksums. Aligned to 64
+    // bytes: scratch.
+    uint64_t (*decode_blocks)(const DecodeJob& job, uint64_t first, uint64_t last, float* scratch);
+    uint64_t (*checksum)(const uint8_t* words, uint64_t first_word, uint64_t count);
+    float (*read_sum)(const float* values, uint64_t n);
 };
 
 extern const Kernels kBaselineKernels;

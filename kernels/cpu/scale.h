@@ -7,39 +7,39 @@ namespace qsgd {
 namespace {
 
 struct Statistics {
-  uint32_t largest_bits = 0;  // bits of max |v|; above kInfBits - 1 if anything is not finite
-  double sum = 0;             // of squares, if asked for
+    uint32_t largest_bits = 0;  // bits of max |v|; above kInfBits - 1 if anything is not finite
+    double sum = 0;             // of squares, if asked for
 };
 
 // The pairwise tree of section 3 over terms that come one after the other.
 class PairwiseTree {
- public:
-  void add(double term) {
-    uint64_t n = count_++;
-    int level = 0;
-    for (; n & 1; n >>= 1) term = partial_[level++] + term;
-    partial_[level] = term;
-  }
-  double total() const {
-    bool any = false;
-    double sum = 0;
-    for (int level = 0; level < 64; ++level) {
-      if (!(count_ >> level & 1)) continue;
-      sum = any ? partial_[level] + sum : partial_[level];
-      any = true;
+  public:
+    void add(double term) {
+        uint64_t n = count_++;
+        int level = 0;
+        for (; n & 1; n >>= 1) term = partial_[level++] + term;
+        partial_[level] = term;
     }
-    return sum;
-  }
+    double total() const {
+        bool any = false;
+        double sum = 0;
+        for (int level = 0; level < 64; ++level) {
+            if (!(count_ >> level & 1)) continue;
+            sum = any ? partial_[level] + sum : partial_[level];
+            any = true;
+        }
+        return sum;
+    }
 
- private:
-  uint64_t count_ = 0;
-  double partial_[64];
+  private:
+    uint64_t count_ = 0;
+    double partial_[64];
 };
 
 inline float scale_of(const Statistics& s, uint8_t norm) {
-  if (s.largest_bits >= kInfBits) return float_from_bits(kNanBits);
-  const float largest = float_from_bits(s.largest_bits);
-  return norm == QSGD_NORM_L2 ? l2_scale(s.sum, largest) : largest;
+    if (s.largest_bits >= kInfBits) return float_from_bits(kNanBits);
+    const float largest = float_from_bits(s.largest_bits);
+    return norm == QSGD_NORM_L2 ? l2_scale(s.sum, largest) : largest;
 }
 
 }  // namespace

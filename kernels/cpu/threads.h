@@ -10,47 +10,47 @@ namespace qsgd {
 
 // The default floating-point environment for a scope: frameworks flush subnormals to zero in their threads.
 class DefaultFloatEnvironment {
- public:
-  DefaultFloatEnvironment() {
-    std::fegetenv(&saved_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~DefaultFloatEnvironment() { std::fesetenv(&saved_); }
-  DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
-  DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
+  public:
+    DefaultFloatEnvironment() {
+        std::fegetenv(&saved_);
+        std::fesetenv(FE_DFL_ENV);
+    }
+    ~DefaultFloatEnvironment() { std::fesetenv(&saved_); }
+    DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
+    DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
 
- private:
-  std::fenv_t saved_;
+  private:
+    std::fenv_t saved_;
 };
 
 // Threads worth their start, about 30 us each, for `elements` of work.
 inline uint32_t useful_threads(uint32_t allowed, uint64_t elements) {
-  constexpr uint64_t kElementsPerThread = 1 << 20;
-  const uint64_t useful = elements / kElementsPerThread;
-  if (useful <= 1 || allowed <= 1) return 1;
-  return useful < allowed ? static_cast<uint32_t>(useful) : allowed;
+    constexpr uint64_t kElementsPerThread = 1 << 20;
+    const uint64_t useful = elements / kElementsPerThread;
+    if (useful <= 1 || allowed <= 1) return 1;
+    return useful < allowed ? static_cast<uint32_t>(useful) : allowed;
 }
 
 // Calls body(worker, begin, end) for `threads` even parts of [0, count). The body must not throw.
 template <class Body>
 void parallel(uint32_t threads, uint64_t count, Body body) {
-  const auto part = [&](uint32_t worker) {
-    const DefaultFloatEnvironment environment;
-    const uint64_t each = count / threads, more = count % threads;
-    const uint64_t begin = worker * each + (worker < more ? worker : more);
-    body(worker, begin, begin + each + (worker < more ? 1 : 0));
-  };
-  std::vector<std::thread> others;
-  others.reserve(threads - 1);
-  uint32_t started = 1;
-  try {
-    for (; started < threads; ++started) others.emplace_back(part, started);
-  } catch (const std::system_error&) {
-    // No more threads to be had: this one does what they would have done.
-  }
-  part(0);
-  for (uint32_t worker = started; worker < threads; ++worker) part(worker);
-  for (std::thread& other : others) other.join();
+    const auto part = [&](uint32_t worker) {
+        const DefaultFloatEnvironment environment;
+        const uint64_t each = count / threads, more = count % threads;
+        const uint64_t begin = worker * each + (worker < more ? worker : more);
+        body(worker, begin, begin + each + (worker < more ? 1 : 0));
+    };
+    std::vector<std::thread> others;
+    others.reserve(threads - 1);
+    uint32_t started = 1;
+    try {
+        for (; started < threads; ++started) others.emplace_back(part, started);
+    } catch (const std::system_error&) {
+        // No more threads to be had: this one does what they would have done.
+    }
+    part(0);
+    for (uint32_t worker = started; worker < threads; ++worker) part(worker);
+    for (std::thread& other : others) other.join();
 }
 
 }  // namespace qsgd

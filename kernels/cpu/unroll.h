@@ -6,15 +6,15 @@ namespace {
 
 template <int K>
 struct Index {
-  static constexpr int value = K;
+    static constexpr int value = K;
 };
 
 template <int First, int Last, class Body>
 inline __attribute__((always_inline)) void unroll(Body&& body) {
-  if constexpr (First < Last) {
-    body(Index<First>{});
-    unroll<First + 1, Last>(body);
-  }
+    if constexpr (First < Last) {
+        body(Index<First>{});
+        unroll<First + 1, Last>(body);
+    }
 }
 
 #define QSGD_INLINE __attribute__((always_inline))
