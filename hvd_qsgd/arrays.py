@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,13 +78,9 @@ def decode_sum(frames_in_rank_order: Sequence[bytes | bytearray | memoryview], f
         raise QSGDError("there is nothing to decode: pass at least one frame")
     header = inspect(frames_in_rank_order[0])
     buffer = np.frombuffer(b"".join(bytes(frame) for frame in frames_in_rank_order), np.uint8)
-    expected = native.Expectation(
-        header.count, header.tensor, header.step, wire.DTYPES[header.dtype], header.rank
-    )
+    expected = native.Expectation(header.count, header.tensor, header.step, wire.DTYPES[header.dtype], header.rank)
     out = wire_array(header.count, header.dtype)
-    frames.decode_sum(
-        buffer.ctypes.data, buffer.size, len(frames_in_rank_order), expected, factor, out.ctypes.data
-    )
+    frames.decode_sum(buffer.ctypes.data, buffer.size, len(frames_in_rank_order), expected, factor, out.ctypes.data)
     return from_wire(out, header.dtype)
 
 
@@ -108,9 +105,7 @@ def as_gradient(array: npt.ArrayLike) -> tuple[Array, str]:
             values = values.astype(np.float32)
     name = values.dtype.name
     if name not in wire.DTYPES or not values.dtype.isnative:
-        raise QSGDError(
-            f"arrays of dtype {values.dtype} cannot be encoded: use float32, float16, bfloat16 or float64"
-        )
+        raise QSGDError(f"arrays of dtype {values.dtype} cannot be encoded: use float32, float16, bfloat16 or float64")
     return np.ascontiguousarray(values), name
 
 

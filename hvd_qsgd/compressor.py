@@ -8,16 +8,26 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import time
-from typing import Any, Callable, Hashable, Sequence, TypeVar
+from collections.abc import Hashable
+from typing import Any, Callable, NamedTuple, TypeVar
 
 from hvd_qsgd import frames, native, token, wire
 from hvd_qsgd.config import DEFAULT_MIN_SIZE, Quantization, whole_number
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.stats import Stats
-from hvd_qsgd.steps import Steps, Ticket, operation_prefix, tensor_id
+from hvd_qsgd.steps import Slot, Steps, Ticket, operation_prefix, tensor_id
 
 Buffer = TypeVar("Buffer")
 STATE_VERSION = 1
+MAX_SLOTS = 4096  # gradients of ever new sizes do not pile up
+
+
+class Ranks(NamedTuple):
+    """Who takes part: this process's rank, their number, and what identifies the group on all of them."""
+
+    rank: int
+    size: int
+    group: Hashable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +50,7 @@ class Options:
         whole_number("min_size", self.min_size, 0, 2**63)
         whole_number("seed", self.seed, 0, 2**64 - 1)
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
-            raise QSGDError(
-                f"name={self.name!r} is not a text: give a name that is the same on all ranks, or None"
-            )
+            raise QSGDError(f"name={self.name!r} is not a text: give a name that is the same on all ranks, or None")
         if not isinstance(self.measure_error, bool):
             raise QSGDError(f"measure_error={self.measure_error!r} is neither True nor False")
 
@@ -55,8 +63,10 @@ class Compressor:
         self.options = options
         self.stats = Stats()
         self.steps = Steps()
-        self._prefix: str | None = None
         self._seed = options.seed
+        self._prefix: str | None = None
+        self._slots: dict[Hashable, Slot] = {}
+        self._ranks = Ranks(0, 1, None)
 
     def wants(self, count: int, dimensions: int) -> bool:
         """Whether a floating-point gradient of this size is compressed."""
@@ -67,87 +77,120 @@ class Compressor:
         self.stats.tensors_skipped += 1
         self.stats.bytes_uncompressed += size
 
-    def open(self, name: str | None, count: int, dtype: str, rank: int, size: int, group: Hashable) -> Ticket:
-        """A gradient of ``count`` elements sets out from ``rank`` of the ``size`` ranks of ``group``.
+    def open(self, name: str | None, count: int, dtype: str, ranks: Callable[[], Ranks]) -> Ticket:
+        """A gradient of ``count`` elements sets out.
 
         ``name`` is the parameter's, or None if it is not known: then the tensor's number in the step is its name.
+        ``ranks()`` tells who takes part; it is asked once a step.
         """
-        with self.steps.lock:
-            if self._prefix is None:
-                self._prefix = operation_prefix(self, self.options.name, group)
-            name = self.steps.begin(name)
-            spec = frames.make_spec(
-                self.quantization,
-                count=count,
-                dtype=dtype,
-                seed=self._seed,
-                rank=rank,
-                tensor=tensor_id(self.options.name or "", name),
-                step=self.steps.step,
-            )
-            operation = f"{self._prefix}.{name}"
-            signature = token.signature(operation, spec.tensor, count, dtype, spec.step)
-            ticket = Ticket(name, operation, spec, dtype, rank, size, signature)
-            self.steps.add(ticket)
-            self.stats.steps += self.steps.opened == 1
-        return ticket
+        steps = self.steps
+        with steps.lock:
+            if not steps.on_their_way:
+                self._begin_step(ranks())
+            slot = self._slot(name, count, dtype)
+            if slot in steps.on_their_way:  # its last journey was given up by an exception that is still being held
+                self._begin_step(ranks())
+                slot = self._slot(name, count, dtype)
+            steps.opened += 1
+            slot.spec.step = slot.expected.step = steps.step
+            return Ticket(slot, steps)
+
+    def _begin_step(self, ranks: Ranks) -> None:
+        if self.steps.opened:
+            self.steps.begin()
+        self.stats.steps += 1
+        if ranks != self._ranks or len(self._slots) > MAX_SLOTS:
+            self._slots.clear()
+            self._ranks = ranks
+        if self._prefix is None:
+            self._prefix = operation_prefix(self, self.options.name, ranks.group)
+
+    def _slot(self, name: str | None, count: int, dtype: str) -> Slot:
+        key = (self.steps.opened if name is None else name, count, dtype)
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = self._new_slot(f"#{self.steps.opened}" if name is None else name, count, dtype)
+        if slot.quantization is not self.quantization:
+            self._requantize(slot)
+        return slot
+
+    def _new_slot(self, name: str, count: int, dtype: str) -> Slot:
+        spec = frames.make_spec(
+            self.quantization,
+            count=count,
+            dtype=dtype,
+            seed=self._seed,
+            rank=self._ranks.rank,
+            tensor=tensor_id(self.options.name or "", name),
+            step=self.steps.step,
+        )
+        return Slot(name, f"{self._prefix}.{name}", dtype, spec, self._ranks.size)
+
+    def _requantize(self, slot: Slot) -> None:
+        frames.set_quantization(slot.spec, self.quantization)
+        slot.frame_bytes = native.frame_bytes(slot.spec)
+        slot.quantization = self.quantization
 
     def encode(self, ticket: Ticket, gradient: int, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
-        """The frame of the gradient at address ``gradient``, in a buffer from ``allocate(bytes) -> (buffer, address)``.
+        """The frame of the gradient at address ``gradient``, in a buffer of ``allocate(bytes) -> (buffer, address)``.
 
         If it cannot be made, the buffer holds an error frame, so that all ranks learn of it.
         """
         start = time.perf_counter()
+        slot = ticket.slot
+        size = slot.frame_bytes
         try:
-            ticket.frame_bytes = native.frame_bytes(ticket.spec)
-            buffer, address = allocate(ticket.frame_bytes)
-            native.encode(ticket.spec, gradient, address, ticket.frame_bytes)
+            buffer, address = allocate(size)
+            native.encode(slot.spec, gradient, address, size)
         except (QSGDError, MemoryError) as error:
-            buffer = self._error_frame(ticket, str(error), allocate)
+            buffer, size = self._error_frame(slot, str(error), allocate)
         stats = self.stats
         stats.tensors_compressed += 1
-        stats.coordinates += ticket.spec.count
-        stats.bytes_raw += ticket.spec.count * wire.ITEM_BYTES[ticket.dtype]
-        stats.bytes_sent += ticket.frame_bytes
+        stats.coordinates += slot.spec.count
+        stats.bytes_raw += slot.spec.count * wire.ITEM_BYTES[slot.dtype]
+        stats.bytes_sent += size
         stats.seconds_encode += time.perf_counter() - start
         return buffer
 
-    def _error_frame(
-        self, ticket: Ticket, text: str, allocate: Callable[[int], tuple[Buffer, int]]
-    ) -> Buffer:
-        spec = ticket.spec
+    def _error_frame(self, slot: Slot, text: str, allocate: Callable[[int], tuple[Buffer, int]]) -> tuple[Buffer, int]:
+        spec = slot.spec
         frame = frames.sealed_error_frame(
-            text, count=spec.count, dtype=ticket.dtype, rank=spec.rank, tensor=spec.tensor, step=spec.step
+            text, count=spec.count, dtype=slot.dtype, rank=spec.rank, tensor=spec.tensor, step=spec.step
         )
-        ticket.frame_bytes = len(frame)
         buffer, address = allocate(len(frame))
         ctypes.memmove(address, bytes(frame), len(frame))
-        return buffer
+        return buffer, len(frame)
 
     def token(self, ticket: Ticket) -> list[float]:
-        """What Horovod reduces in place of the gradient."""
-        return token.make(ticket.rank, ticket.signature)
+        """What Horovod reduces in place of the gradient; it is the same in every step."""
+        slot = ticket.slot
+        return token.make(slot.spec.rank, slot.signature)
 
-    def factor(self, ticket: Ticket, reduced: Sequence[float]) -> float:
+    def factor(self, ticket: Ticket, reduced: list[float]) -> float:
         """The reduced token's factor; raises if the reduction or the ranks' meaning is wrong. Ends the ticket."""
-        if not self.steps.close(ticket):
+        slot = ticket.slot
+        if not ticket.close():
             raise QSGDError(
-                f"{ticket} is decompressed twice, or after the compressor's state was loaded: every compress() is for "
+                f"{slot} is decompressed twice, or after the compressor's state was loaded: every compress() is for "
                 "one decompress()"
             )
-        return token.factor(reduced, ticket.size, ticket.signature, str(ticket))
+        if slot.accepted is None or slot.accepted[0] != reduced:
+            slot.accepted = reduced, token.factor(reduced, slot.size, slot.signature, str(slot))
+        return slot.accepted[1]
 
     def decode(self, ticket: Ticket, address: int, size: int, factor: float, out: int) -> None:
         """Write the sum of all ranks' frames, ``size`` bytes at ``address``, times ``factor`` to ``out``."""
         start = time.perf_counter()
-        frames.decode_sum(address, size, ticket.size, frames.expect(ticket.spec), factor, out, str(ticket))
-        self.stats.bytes_received += size - ticket.frame_bytes
+        slot = ticket.slot
+        frames.decode_sum(address, size, slot.size, slot.expected, factor, out, slot)
+        self.stats.bytes_received += size - slot.frame_bytes
         self.stats.seconds_decode += time.perf_counter() - start
 
     def decode_own(self, ticket: Ticket, address: int, out: int) -> None:
         """Write what this rank's own frame at ``address`` stands for to ``out``: for measuring the error."""
-        expected = frames.expect(ticket.spec, first_rank=ticket.rank)
-        frames.decode_sum(address, ticket.frame_bytes, 1, expected, 1.0, out, str(ticket))
+        slot = ticket.slot
+        expected = frames.expect(slot.spec, first_rank=slot.spec.rank)
+        frames.decode_sum(address, slot.frame_bytes, 1, expected, 1.0, out, slot)
 
     def change(self, **changes: Any) -> None:
         """Change ``bits``, ``levels``, ``bucket_size``, ``norm`` or ``codec`` from the next tensor on."""
@@ -166,9 +209,7 @@ class Compressor:
         """Continue where ``state()`` was taken; tensors that are on their way are forgotten."""
         try:
             if state["version"] != STATE_VERSION:
-                raise QSGDError(
-                    f"this state is of version {state['version']}, this hvd_qsgd knows {STATE_VERSION}"
-                )
+                raise QSGDError(f"this state is of version {state['version']}, this hvd_qsgd knows {STATE_VERSION}")
             step = whole_number("step", state["step"], 0, 2**32 - 1)
             seed = whole_number("seed", state["seed"], 0, 2**64 - 1)
             fields = {name: state[name] for name in ("levels", "bucket_size", "norm", "codec")}
@@ -178,4 +219,5 @@ class Compressor:
             ) from error
         self.quantization = Quantization.create(**fields)
         self._seed = seed
-        self.steps.settle(step)
+        self._slots.clear()
+        self.steps.begin(step)

@@ -51,9 +51,7 @@ class Quantization:
         if codec not in CODECS:
             raise QSGDError(f"codec={codec!r} is unknown: use one of {_names(CODECS)}")
         if bucket_size is not None:
-            bucket_size = whole_number(
-                "bucket_size", bucket_size, 1, MAX_BUCKET_SIZE, " (or None: the whole tensor)"
-            )
+            bucket_size = whole_number("bucket_size", bucket_size, 1, MAX_BUCKET_SIZE, " (or None: the whole tensor)")
         limit = CODECS[codec].max_levels
         return cls(_resolve_levels(bits, levels, codec, limit), bucket_size, norm, codec)
 
@@ -61,9 +59,7 @@ class Quantization:
         """A checked copy with some of ``create``'s arguments changed; a new codec brings its default levels."""
         unknown = set(changes) - {"bits", "levels", "bucket_size", "norm", "codec"}
         if unknown:
-            raise QSGDError(
-                f"{_names(unknown)} cannot be changed: only bits, levels, bucket_size, norm and codec can"
-            )
+            raise QSGDError(f"{_names(unknown)} cannot be changed: only bits, levels, bucket_size, norm and codec can")
         kept: dict[str, Any] = {"bucket_size": self.bucket_size, "norm": self.norm, "codec": self.codec}
         if not {"bits", "levels", "codec"} & set(changes):
             kept["levels"] = self.levels

@@ -10,30 +10,21 @@ from hvd_qsgd.errors import QSGDError
 
 
 def make_spec(
-    quantization: Quantization,
-    *,
-    count: int,
-    dtype: str,
-    seed: int,
-    rank: int,
-    tensor: int,
-    step: int,
-    flags: int = 0,
+    quantization: Quantization, *, count: int, dtype: str, seed: int, rank: int, tensor: int, step: int, flags: int = 0
 ) -> native.Spec:
     """What the kernels need to encode one tensor."""
-    return native.Spec(
-        count,
-        quantization.bucket_size_for(count),
-        seed,
-        quantization.levels,
-        rank,
-        tensor,
-        step,
-        wire.CODECS[quantization.codec].id,
-        wire.NORMS[quantization.norm],
-        wire.DTYPES[dtype],
-        flags,
-    )
+    spec = native.Spec(count=count, seed=seed, rank=rank, tensor=tensor, step=step, flags=flags)
+    spec.dtype = wire.DTYPES[dtype]
+    set_quantization(spec, quantization)
+    return spec
+
+
+def set_quantization(spec: native.Spec, quantization: Quantization) -> None:
+    """Let ``spec`` say how to encode from now on."""
+    spec.bucket_size = quantization.bucket_size_for(spec.count)
+    spec.levels = quantization.levels
+    spec.codec = wire.CODECS[quantization.codec].id
+    spec.norm = wire.NORMS[quantization.norm]
 
 
 def expect(spec: native.Spec, first_rank: int = 0) -> native.Expectation:
@@ -48,7 +39,7 @@ def decode_sum(
     expected: native.Expectation,
     factor: float,
     out: int,
-    what: str = "the frame",
+    what: object = "the frame",
 ) -> None:
     """Write ``factor`` times the sum of ``frame_count`` frames in ``size`` bytes at ``address`` to ``out``.
 
@@ -57,7 +48,7 @@ def decode_sum(
     """
     try:
         native.decode_sum(address, size, frame_count, expected, factor, out)
-    except native.FrameStatus as refused:
+    except native.FrameError as refused:
         raise QSGDError(_explain(refused, address, size, expected, what)) from None
 
 
@@ -68,9 +59,7 @@ def sealed_error_frame(text: str, *, count: int, dtype: str, rank: int, tensor: 
     return frame
 
 
-def _explain(
-    refused: native.FrameStatus, address: int, size: int, expected: native.Expectation, what: str
-) -> str:
+def _explain(refused: native.FrameError, address: int, size: int, expected: native.Expectation, what: object) -> str:
     rank = expected.first_rank + refused.frame
     frame = _frame_bytes(address, size, refused.frame)
     if refused.status == native.ERROR_FRAME:

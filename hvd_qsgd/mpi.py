@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_qsgd.arrays import as_gradient, from_wire, wire_array
-from hvd_qsgd.compressor import Compressor, Options
+from hvd_qsgd.compressor import Compressor, Options, Ranks
 from hvd_qsgd.config import DEFAULT_BUCKET_SIZE, Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.transport.mpi import MpiTransport, import_mpi
@@ -31,8 +31,8 @@ def allreduce(
 ) -> Array:
     """The average or sum of every rank's ``array``, quantized; the same bits on all ranks.
 
-    A collective call: every rank of ``comm`` makes it with an array of the same size and dtype, in the same order as its other calls
-    on ``comm``. Each call draws fresh random numbers: calls on a communicator are numbered.
+    A collective call: every rank of ``comm`` makes it with an array of the same size and dtype, in the same order as
+    its other calls on ``comm``. Each call draws fresh random numbers: calls on a communicator are numbered.
 
     Args:
         array: float32, float16, bfloat16 or float64 (sent as float32), any shape. It is not written.
@@ -44,7 +44,8 @@ def allreduce(
         A new array of the same shape and dtype.
 
     Raises:
-        QSGDError: on every rank that can know it: an argument is wrong, ranks disagree on size, dtype or order, or a rank could
+        QSGDError: on every rank that can know it: an argument is wrong, ranks disagree on size, dtype or order, or a
+            rank could
             not encode.
     """
     if op not in ("average", "sum"):
@@ -55,10 +56,10 @@ def allreduce(
     gradient, dtype = as_gradient(original)
     transport, call = _next_call(import_mpi().COMM_WORLD if comm is None else comm)
     core = Compressor(quantization, options)
-    core.steps.settle(call)
-    ticket = core.open("array", gradient.size, dtype, transport.rank, transport.size, transport.group)
+    core.steps.begin(call)
+    ticket = core.open("array", gradient.size, dtype, lambda: Ranks(transport.rank, transport.size, "mpi"))
     words = core.encode(ticket, gradient.ctypes.data, _allocate_frame)
-    gathered = transport.allgather(words, ticket.operation, 0).wait()
+    gathered = transport.allgather(words, ticket.slot.operation, 0).wait()
     result = wire_array(gradient.size, dtype)
     factor = 1.0 / transport.size if op == "average" else 1.0
     core.decode(ticket, gathered.ctypes.data, gathered.nbytes, factor, result.ctypes.data)

@@ -82,7 +82,7 @@ class Expectation(ctypes.Structure):
     )
 
 
-class FrameStatus(Exception):
+class FrameError(Exception):
     """A decoder's refusal: ``status`` of ``FRAME_STATUS`` for frame number ``frame``."""
 
     def __init__(self, status: int, frame: int) -> None:
@@ -106,14 +106,14 @@ def frame_bytes(spec: Spec) -> int:
 def decode_sum(frames: int, size: int, count: int, expected: Expectation, factor: float, out: int) -> None:
     """Write ``factor`` times the sum of the ``count`` frames that fill ``size`` bytes at ``frames`` to ``out``.
 
-    Raises ``FrameStatus`` for the first frame that is not valid or does not belong.
+    Raises ``FrameError`` for the first frame that is not valid or does not belong.
     """
     bad = c_uint32()
     status = library().qsgd_decode_sum(
         frames, size, count, ctypes.byref(expected), factor, out, default_threads(), ctypes.byref(bad)
     )
     if status in FRAME_STATUS:
-        raise FrameStatus(status, bad.value)
+        raise FrameError(status, bad.value)
     _raise_unless_ok(status)
 
 
@@ -140,15 +140,13 @@ def read_sum(values: int, count: int) -> float:
     return float(library().qsgd_read_sum(values, count))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def default_threads() -> int:
     """``HVD_QSGD_NUM_THREADS``, or this process's share of the processors its ranks may use."""
     wanted = os.environ.get(THREADS_VARIABLE)
     if wanted:
         if not wanted.isdigit() or int(wanted) < 1:
-            raise QSGDError(
-                f"{THREADS_VARIABLE}={wanted!r} is not a positive whole number; set it to one or unset it"
-            )
+            raise QSGDError(f"{THREADS_VARIABLE}={wanted!r} is not a positive whole number; set it to one or unset it")
         return int(wanted)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local_sizes = (os.environ.get(name, "") for name in LOCAL_SIZE_VARIABLES)
@@ -156,7 +154,7 @@ def default_threads() -> int:
     return max(1, processors // ranks)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def library() -> ctypes.CDLL:
     """The loaded kernel library, its functions declared."""
     path = os.environ.get(LIBRARY_VARIABLE) or str(pathlib.Path(__file__).with_name("libhvd_qsgd.so"))
@@ -164,7 +162,8 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(path)
     except OSError as error:
         raise QSGDError(
-            f"the kernel library cannot be loaded ({error}); run `make kernels` in a checkout, or `pip install` the package again"
+            f"the kernel library cannot be loaded ({error}); run `make kernels` in a checkout, or `pip install` the "
+            "package again"
         ) from error
     version = loaded.qsgd_abi_version()
     if version != ABI_VERSION:

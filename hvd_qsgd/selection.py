@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Any, Callable, Iterable, Union
+from collections.abc import Iterable
+from typing import Any, Callable, Union
 
 from hvd_qsgd.errors import QSGDError
 
@@ -24,9 +25,7 @@ class ParameterNames:
         names = [name for name, _ in self._named]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise QSGDError(
-                f"named_parameters= has the name {twice[0]!r} more than once: names must be unique"
-            )
+            raise QSGDError(f"named_parameters= has the name {twice[0]!r} more than once: names must be unique")
         self._followed_by: dict[int, int] = {}  # gradients mostly come in the last step's order
         self._last = -1
 
@@ -52,17 +51,14 @@ def make_skip(skip: Skip, have_names: bool) -> Predicate:
         return skip
     patterns = [skip] if isinstance(skip, str) else skip
     try:
-        checked = list(patterns)
+        checked: list[Any] = list(patterns)
     except TypeError:
-        checked = [None]
+        checked = [skip]
     if not all(isinstance(pattern, str) for pattern in checked):
         raise QSGDError(
-            f"skip={skip!r} is none of: a name pattern such as '*.norm.*', a list of them, a function of name and gradient"
+            f"skip={skip!r} is none of: a name pattern such as '*.norm.*', a list of patterns, a function of name and "
+            "gradient"
         )
     if not have_names:
-        raise QSGDError(
-            "skip= by name needs the names: pass named_parameters=model.named_parameters() as well"
-        )
-    return lambda name, gradient: (
-        name is not None and any(fnmatch.fnmatchcase(name, pattern) for pattern in checked)
-    )
+        raise QSGDError("skip= by name needs the names: pass named_parameters=model.named_parameters() as well")
+    return lambda name, gradient: name is not None and any(fnmatch.fnmatchcase(name, pattern) for pattern in checked)

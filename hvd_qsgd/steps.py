@@ -2,89 +2,92 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 import zlib
 from collections import Counter
-from typing import Hashable
+from collections.abc import Hashable
+from typing import Any
 
-from hvd_qsgd import native
+from hvd_qsgd import native, token
 from hvd_qsgd.errors import QSGDError
 
+STEPS = 2**32
 
-class Ticket:
-    """One tensor on its way, from ``compress`` to ``decompress``. Everything that must be the same on all ranks."""
+
+class Slot:
+    """What stays the same about one tensor from step to step, and must be the same on all ranks."""
 
     __slots__ = (
-        "__weakref__",
-        "dtype",
-        "frame_bytes",
-        "name",
-        "operation",
-        "rank",
-        "signature",
-        "size",
-        "spec",
-    )
+        "accepted", "carrier", "dtype", "expected", "frame_bytes", "name", "operation", "quantization", "signature",
+        "size", "spec",
+    )  # fmt: skip
 
-    def __init__(
-        self, name: str, operation: str, spec: native.Spec, dtype: str, rank: int, size: int, signature: int
-    ) -> None:
+    def __init__(self, name: str, operation: str, dtype: str, spec: native.Spec, size: int) -> None:
         self.name = name  # of the tensor
         self.operation = operation  # name of the collective that carries its frames
-        self.spec = spec
         self.dtype = dtype
-        self.rank = rank
+        self.spec = spec  # its step and quantization follow the compressor's
+        self.expected = native.Expectation(spec.count, spec.tensor, spec.step, spec.dtype, 0)
         self.size = size  # ranks that send a frame
-        self.signature = signature  # see token.py
-        self.frame_bytes = 0  # once encoded
+        self.signature = token.signature(operation, spec.tensor, spec.count, dtype)
+        self.carrier: Any = None  # the frontend's tensor of the token
+        self.accepted: tuple[list[float], float] | None = None  # a reduced token that was found right, and its factor
+        self.quantization: Any = None  # that frame_bytes is for
+        self.frame_bytes = 0
 
     def __str__(self) -> str:
         return f"tensor {self.name!r} ({self.spec.count} x {self.dtype}, step {self.spec.step})"
 
 
-class Steps:
-    """Counts steps: one ends when no tensor that was opened in it is still on its way.
+class Ticket:
+    """One tensor on its way, from ``compress`` to ``decompress``."""
 
-    Tensors whose tickets are thrown away without ``close``, by an exception or an optimizer that loads its state, count as
-    arrived.
-    """
+    __slots__ = ("_serial", "_steps", "slot")
+
+    def __init__(self, slot: Slot, steps: Steps) -> None:
+        self.slot = slot
+        self._steps = steps
+        self._serial = steps.next_serial()
+        steps.on_their_way[slot] = self._serial
+
+    def close(self) -> bool:
+        """The tensor has arrived. False if it had before, or was given up."""
+        if self._steps.on_their_way.get(self.slot) != self._serial:
+            return False
+        del self._steps.on_their_way[self.slot]
+        return True
+
+    def __del__(self) -> None:
+        # Thrown away by an exception, or by an optimizer that loads its state: as good as arrived.
+        self.close()
+
+
+class Steps:
+    """Counts steps: one ends when none of its tensors is on its way any more."""
 
     def __init__(self) -> None:
         self.step = 0
-        self.opened = 0  # in this step
-        self._open: weakref.WeakValueDictionary[str, Ticket] = weakref.WeakValueDictionary()
+        self.opened = 0  # tensors in this step
+        self.on_their_way: dict[Slot, int] = {}
         self.lock = threading.Lock()
+        self._serials = itertools.count()
 
-    def begin(self, name: str | None) -> str:
-        """The name of the next tensor, after starting a new step if the last is over.
+    def next_serial(self) -> int:
+        """A number that no ticket had before."""
+        return next(self._serials)
 
-        A tensor without a name is called by its number in the step.
-        """
-        if self.opened and (not self._open or name in self._open):
-            self.settle()
-        self.opened += 1
-        return f"#{self.opened - 1}" if name is None else name
-
-    def add(self, ticket: Ticket) -> None:
-        """``ticket`` is on its way."""
-        self._open[ticket.name] = ticket
-
-    def close(self, ticket: Ticket) -> bool:
-        """Whether ``ticket`` was open."""
-        with self.lock:
-            return self._open.get(ticket.name) is ticket and self._open.pop(ticket.name) is ticket
-
-    def settle(self, step: int | None = None) -> None:
-        """Begin step number ``step`` (default: the next), whatever is still open."""
-        self.step = (self.step + 1) % 2**32 if step is None else step
+    def begin(self, step: int | None = None) -> None:
+        """Begin step number ``step`` (default: the next), giving up what is on its way."""
+        self.step = (self.step + 1) % STEPS if step is None else step
         self.opened = 0
-        self._open.clear()
+        self.on_their_way.clear()
 
     @property
     def current(self) -> int:
         """The step that the next tensor belongs to."""
-        return (self.step + 1) % 2**32 if self.opened and not self._open else self.step
+        return (self.step + 1) % STEPS if self.opened and not self.on_their_way else self.step
 
 
 def tensor_id(compressor: str, tensor: str) -> int:
@@ -93,18 +96,17 @@ def tensor_id(compressor: str, tensor: str) -> int:
 
 
 _used: Counter[Hashable] = Counter()
-_given: weakref.WeakValueDictionary[tuple[Hashable, str], object] = weakref.WeakValueDictionary()
+_given: weakref.WeakValueDictionary[tuple[Hashable, str], Any] = weakref.WeakValueDictionary()
 
 
 def operation_prefix(owner: object, name: str | None, group: Hashable) -> str:
     """What the names of a compressor's collective operations begin with, unique among the compressors in use.
 
-    Without a name it is the compressor's place in the order of first use among those of ``group``: ranks may make compressors that
-    they never use, but must first use the others in the same order.
+    Without a name it is the compressor's place in the order of first use among those of ``group``: ranks may make
+    compressors that they never use, but must first use the others in the same order.
     """
     if name is not None:
-        other = _given.setdefault((group, name), owner)
-        if other is not owner:
+        if _given.setdefault((group, name), owner) is not owner:
             raise QSGDError(f"another compressor in use has name={name!r}: give each its own name=")
         return f"qsgd.{name}"
     _used[group] += 1

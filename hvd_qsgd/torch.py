@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any, Callable, Iterable, Tuple
+from collections.abc import Iterable
+from typing import Any, Callable, cast
 
 import torch
 
@@ -16,7 +17,7 @@ except ImportError as _error:
         "hvd_qsgd.torch needs Horovod built for PyTorch, which cannot be imported here: see README.md"
     ) from _error
 
-from hvd_qsgd.compressor import Compressor, Options
+from hvd_qsgd.compressor import Compressor, Options, Ranks
 from hvd_qsgd.config import DEFAULT_BUCKET_SIZE, DEFAULT_MIN_SIZE, Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.selection import ParameterNames, Skip, make_skip
@@ -49,30 +50,21 @@ class _Method:
         return functools.partial(self._function, _default(owner) if instance is None else instance)
 
 
-@functools.lru_cache(maxsize=None)
+_defaults: dict[Any, Any] = {}  # class -> its instance with the default arguments
+
+
 def _default(owner: type[QSGD]) -> QSGD:
-    return owner()
-
-
-class _Sent:
-    """A compressed gradient on its way."""
-
-    __slots__ = ("dtype", "gathering", "shape", "ticket", "wire_dtype")
-
-    def __init__(self, ticket: Ticket, gathering: Any, gradient: Tensor, wire_dtype: torch.dtype) -> None:
-        self.ticket = ticket
-        self.gathering = gathering
-        self.shape = gradient.shape
-        self.dtype = gradient.dtype
-        self.wire_dtype = wire_dtype
+    if owner not in _defaults:
+        _defaults[owner] = owner()
+    return cast(QSGD, _defaults[owner])
 
 
 class QSGD(HorovodCompressor):  # type: ignore[misc]
     """Quantized gradients for an unpatched Horovod: pass an instance, or this class, as ``compression=``.
 
-    QSGD (Alistarh et al., NIPS 2017): every value is rounded at random to one of ``levels`` steps of its bucket's scale, so that
-    the expectation is the value itself (lemma 3.1), and coded in ``bits`` bits. All ranks decode the same frames in the same
-    order, so their results are equal bit for bit.
+    QSGD (Alistarh et al., NIPS 2017): every value is rounded at random to one of ``levels`` steps of its bucket's
+    scale, so that the expectation is the value itself (lemma 3.1), and coded in ``bits`` bits. All ranks decode the
+    same frames in the same order, so their results are equal bit for bit.
 
     Args:
         bits: b = 2..8 bits a value: 2^(b-1) - 1 levels on either side of zero. Default 4.
@@ -83,9 +75,11 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         named_parameters: ``model.named_parameters()``. Needed if ranks leave different parameters unused in a step, for
             ``skip`` by name, and for messages with names.
         min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.
-        skip: a name pattern ("*.norm.*"), a list of them, or a function (name or None, gradient) -> bool: reduced uncompressed.
+        skip: a name pattern ("*.norm.*"), a list of them, or a function (name or None, gradient) -> bool: reduced
+            uncompressed.
         seed: of the random rounding; equal seeds give equal runs.
-        name: of this compressor, the same on all ranks. Needed if ranks first use several compressors in different order.
+        name: of this compressor, the same on all ranks. Needed if ranks first use several compressors in different
+            order.
         process_set: Horovod's process set; the same one as the optimizer's.
         transport: "horovod", or "mpi": frames travel by mpi4py on a communicator of their own.
         measure_error: add up the quantization error for ``stats()``; decodes every own frame once more.
@@ -93,8 +87,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
     Gradients of float32, float16, bfloat16 and float64 (sent as float32) are compressed; others are left to Horovod.
 
     Raises:
-        QSGDError: an argument is wrong. Later, on every rank that can know it: the reduction is not Average or Sum, ranks
-            disagree on a tensor or a step, a frame is damaged, or a rank could not encode.
+        QSGDError: an argument is wrong. Later, on every rank that can know it: the reduction is not Average or Sum,
+            ranks disagree on a tensor or a step, a frame is damaged, or a rank could not encode.
     """
 
     def __init__(
@@ -105,7 +99,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         bucket_size: int | None = DEFAULT_BUCKET_SIZE,
         norm: str = "max",
         codec: str = "packed",
-        named_parameters: Iterable[Tuple[str, Tensor]] | None = None,
+        named_parameters: Iterable[tuple[str, Tensor]] | None = None,
         min_size: int = DEFAULT_MIN_SIZE,
         skip: Skip = None,
         seed: int = 0,
@@ -118,8 +112,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         self._core = Compressor(quantization, Options(min_size, seed, name, measure_error))
         self._names = None if named_parameters is None else ParameterNames(named_parameters)
         self._skip = make_skip(skip, have_names=self._names is not None)
-        self._process_set = process_set
-        self._transport = _make_transport(transport, process_set)
+        self._transport = _Transport(transport, process_set)
 
     def __repr__(self) -> str:
         q = self._core.quantization
@@ -132,25 +125,24 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         if not self._wants(name, tensor):
             return self._carry(tensor)
         if tensor.requires_grad and torch.is_grad_enabled():
-            raise QSGDError(
-                "QSGD cannot be differentiated: reduce tensor.detach(), or call it under torch.no_grad()"
-            )
+            raise QSGDError("QSGD cannot be differentiated: reduce tensor.detach(), or call it under torch.no_grad()")
         if tensor.device.type != "cpu":
             raise QSGDError(
                 f"this hvd_qsgd compresses CPU gradients only, not those on {tensor.device}: move the model to the CPU"
             )
-        transport = self._transport()
         wire_dtype, dtype = WIRE_DTYPES[tensor.dtype]
-        gradient = tensor.detach().to(wire_dtype).contiguous()
-        ticket = self._core.open(
-            name, gradient.numel(), dtype, transport.rank, transport.size, transport.group
-        )
-        frame = self._core.encode(ticket, gradient.data_ptr(), _allocate_frame)
-        if self._core.options.measure_error:
+        gradient = tensor if tensor.dtype is wire_dtype and tensor.is_contiguous() else _as_wire(tensor, wire_dtype)
+        core = self._core
+        ticket = core.open(name, gradient.numel(), dtype, self._ranks)
+        frame = core.encode(ticket, gradient.data_ptr(), _allocate_frame)
+        if core.options.measure_error:
             self._measure(ticket, frame, gradient)
-        bound = (BYTES_PER_ELEMENT * gradient.numel() + BYTES_PER_FRAME) // 8
-        gathering = transport.allgather(frame, ticket.operation, bound)
-        return torch.tensor(self._core.token(ticket)), _Sent(ticket, gathering, tensor, wire_dtype)
+        slot = ticket.slot
+        if slot.carrier is None:
+            slot.carrier = torch.tensor(core.token(ticket))
+        bound = (BYTES_PER_ELEMENT * slot.spec.count + BYTES_PER_FRAME) // 8
+        gathering = self._transport.allgather(frame, slot.operation, bound)
+        return slot.carrier.clone(), (ticket, gathering, tensor.shape, tensor.dtype)
 
     @_Method
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
@@ -159,14 +151,16 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             return tensor
         if isinstance(ctx, torch.dtype):
             return tensor.to(ctx)
-        core, ticket = self._core, ctx.ticket
+        ticket, gathering, shape, dtype = ctx
+        core = self._core
         factor = core.factor(ticket, tensor.tolist())
         start = time.perf_counter()
-        words = ctx.gathering.wait()
+        words = gathering.wait()
         core.stats.seconds_wait += time.perf_counter() - start
-        result = torch.empty(ctx.shape, dtype=ctx.wire_dtype)
+        wire_dtype, _ = WIRE_DTYPES[dtype]
+        result = torch.empty(shape, dtype=wire_dtype)
         core.decode(ticket, words.data_ptr(), 8 * words.numel(), factor, result.data_ptr())
-        return result.to(ctx.dtype)
+        return result if dtype is wire_dtype else result.to(dtype)
 
     @_Method
     def change(self, **changes: Any) -> None:
@@ -195,12 +189,15 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned. All ranks must load the same."""
         self._core.load(state)
-        self._transport().forget()
+        self._transport.forget()
 
     def _wants(self, name: str | None, tensor: Tensor) -> bool:
         if tensor.layout is not torch.strided or tensor.dtype not in WIRE_DTYPES:
             return False
         return self._core.wants(tensor.numel(), tensor.dim()) and not self._skip(name, tensor)
+
+    def _ranks(self) -> Ranks:
+        return self._transport.ranks()
 
     def _carry(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """An uncompressed gradient, as stock Horovod can take it: contiguous, and not bfloat16."""
@@ -219,29 +216,40 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         self._core.stats.squared_norm += float(exact.square().sum())
 
 
+def _as_wire(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(dtype).contiguous()
+
+
 def _allocate_frame(size: int) -> tuple[Tensor, int]:
     frame = torch.empty(size // 8, dtype=torch.int64)
     return frame, frame.data_ptr()
 
 
-def _make_transport(transport: str, process_set: Any) -> Callable[[], Any]:
-    """A function that returns the transport, ready to use: made at first use, after hvd.init()."""
-    if transport not in ("horovod", "mpi"):
-        raise QSGDError(f"transport={transport!r} is unknown: use 'horovod' or 'mpi'")
-    if not isinstance(process_set, hvd.ProcessSet):
-        raise QSGDError(f"process_set={process_set!r} is not a horovod ProcessSet")
-    over_horovod = HorovodTransport(torch, hvd, process_set)
-    over_mpi: list[_TensorsOverMpi] = []
+class _Transport:
+    """The chosen transport, made at first use: after hvd.init()."""
 
-    def ready() -> Any:
-        over_horovod.prepare()
-        if transport == "horovod":
-            return over_horovod
-        if not over_mpi:
-            over_mpi.append(_TensorsOverMpi(MpiTransport(_communicator(process_set))))
-        return over_mpi[0]
+    def __init__(self, kind: str, process_set: Any) -> None:
+        if kind not in ("horovod", "mpi"):
+            raise QSGDError(f"transport={kind!r} is unknown: use 'horovod' or 'mpi'")
+        if not isinstance(process_set, hvd.ProcessSet):
+            raise QSGDError(f"process_set={process_set!r} is not a horovod ProcessSet")
+        self._kind = kind
+        self._process_set = process_set
+        self._horovod = HorovodTransport(torch, hvd, process_set)
+        self._mpi: _TensorsOverMpi | None = None
+        self.allgather: Callable[[Tensor, str, int], Any] = self._horovod.allgather
 
-    return ready
+    def ranks(self) -> Ranks:
+        """Who takes part now; raises if this rank cannot."""
+        self._horovod.prepare()
+        if self._kind == "mpi" and self._mpi is None:
+            self._mpi = _TensorsOverMpi(MpiTransport(_communicator(self._process_set)))
+            self.allgather = self._mpi.allgather
+        return Ranks(self._horovod.rank, self._horovod.size, self._horovod.group)
+
+    def forget(self) -> None:
+        """Nothing that was sent will be waited for."""
+        self._horovod.forget()
 
 
 class _TensorsOverMpi:
@@ -249,8 +257,6 @@ class _TensorsOverMpi:
 
     def __init__(self, transport: MpiTransport) -> None:
         self._transport = transport
-        self.rank, self.size, self.group = transport.rank, transport.size, transport.group
-        self.forget = transport.forget
 
     def allgather(self, words: Tensor, name: str, bound: int) -> _TensorsOverMpi._Gathering:
         return self._Gathering(self._transport.allgather(words.numpy(), name, bound))
@@ -268,14 +274,14 @@ def _communicator(process_set: Any) -> Any:
     mpi = import_mpi()
     if hvd.mpi_enabled() and mpi.Query_thread() < mpi.THREAD_MULTIPLE:
         raise QSGDError(
-            "transport='mpi' beside a Horovod that runs on MPI needs MPI_THREAD_MULTIPLE, because Horovod calls MPI from a "
-            "thread of its own; this MPI provides less: use transport='horovod'"
+            "transport='mpi' beside a Horovod that runs on MPI needs MPI_THREAD_MULTIPLE, because Horovod calls MPI "
+            "from a thread of its own; this MPI provides less: use transport='horovod'"
         )
     world = mpi.COMM_WORLD
     if (world.Get_rank(), world.Get_size()) != (hvd.rank(), hvd.size()):
         raise QSGDError(
-            f"transport='mpi' needs MPI's ranks to be Horovod's: this is rank {world.Get_rank()} of {world.Get_size()} to MPI and "
-            f"{hvd.rank()} of {hvd.size()} to Horovod; start the job with mpirun"
+            f"transport='mpi' needs MPI's ranks to be Horovod's: this is rank {world.Get_rank()} of {world.Get_size()} "
+            f"to MPI and {hvd.rank()} of {hvd.size()} to Horovod; start the job with mpirun"
         )
     if process_set.process_set_id == 0:
         return world

@@ -59,26 +59,16 @@ def parse(frame: bytes | memoryview) -> Header:
     """The header of ``frame``, whose bytes must have passed the kernels' check."""
     if len(frame) < HEADER_BYTES:
         raise QSGDError(f"a frame has at least {HEADER_BYTES} bytes, these are {len(frame)}")
-    (_, version, codec, norm, dtype, flags, levels, count, bucket_size, seed, rank, tensor, step, _, coded, length, squared_norm,
-     _, checksum) = HEADER.unpack_from(frame)  # fmt: skip
-    return Header(
-        version=version,
-        codec=CODEC_NAMES.get(codec, f"unknown ({codec})"),
-        norm=NORM_NAMES.get(norm, f"unknown ({norm})"),
-        dtype=DTYPE_NAMES.get(dtype, f"unknown ({dtype})"),
-        flags=flags,
-        levels=levels,
-        count=count,
-        bucket_size=bucket_size,
-        seed=seed,
-        rank=rank,
-        tensor=tensor,
-        step=step,
-        coded_bytes=coded,
-        frame_bytes=length,
-        squared_norm=squared_norm,
-        checksum=checksum,
+    fields = HEADER.unpack_from(frame)
+    version, codec, norm, dtype = fields[1:5]
+    names = (
+        CODEC_NAMES.get(codec, f"unknown ({codec})"),
+        NORM_NAMES.get(norm, f"unknown ({norm})"),
+        DTYPE_NAMES.get(dtype, f"unknown ({dtype})"),
     )
+    # Fields 0, 13 and 17 are the magic and reserved.
+    numbers = [*fields[5:13], *fields[14:17], fields[18]]
+    return Header(version, *names, *numbers)
 
 
 def message(frame: bytes | memoryview) -> str:

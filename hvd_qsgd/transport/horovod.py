@@ -29,9 +29,7 @@ class HorovodTransport:
                 f"{self._process_set} is not registered: pass it to hvd.init() or hvd.add_process_set() first"
             )
         if not self._process_set.included():
-            raise QSGDError(
-                f"this rank is not in {self._process_set}: only its ranks may use a compressor made for it"
-            )
+            raise QSGDError(f"this rank is not in {self._process_set}: only its ranks may use a compressor made for it")
 
     @property
     def rank(self) -> int:
@@ -68,9 +66,7 @@ class HorovodTransport:
 
     def join(self, sizes: list[int], parts: list[Any]) -> Any:
         """Whole buffers, rank after rank, of gathered parts."""
-        shares = [
-            [-(-(size - k) // len(parts)) for size in sizes] for k in range(len(parts))
-        ]  # as tensor_split cuts
+        shares = [[-(-(size - k) // len(parts)) for size in sizes] for k in range(len(parts))]  # as tensor_split cuts
         pieces = [part.split(share) for part, share in zip(parts, shares)]
         return self._torch.cat([piece[rank] for rank in range(len(sizes)) for piece in pieces])
 
@@ -90,6 +86,4 @@ class _Gathering:
         if self._parts == 1:
             return self._transport.finish(self._name)
         sizes = self._transport.finish(f"{self._name}/sizes").tolist()
-        return self._transport.join(
-            sizes, [self._transport.finish(f"{self._name}/{k}") for k in range(self._parts)]
-        )
+        return self._transport.join(sizes, [self._transport.finish(f"{self._name}/{k}") for k in range(self._parts)])

@@ -32,11 +32,7 @@ class MpiTransport:
         self.comm = comm.Dup()
         self.rank = int(comm.Get_rank())
         self.size = int(comm.Get_size())
-        self.group = "mpi"
         self._waiting: collections.deque[_Gathering] = collections.deque()
-
-    def prepare(self) -> None:
-        """Nothing to do: a communicator can always be used by its ranks."""
 
     def allgather(self, words: Words, name: str, bound: int) -> _Gathering:
         """Start gathering ``words`` of all ranks; ``name`` and ``bound`` do not matter to MPI."""
@@ -51,9 +47,6 @@ class MpiTransport:
             oldest.start()
             if oldest is gathering:
                 return
-
-    def forget(self) -> None:
-        """Nothing is kept that a restart of the framework would invalidate."""
 
 
 class _Gathering:
