@@ -84,9 +84,7 @@ def install_packages(env: dict[str, str]) -> None:
 
 def install_torch(env: dict[str, str]) -> None:
     """The CPU build: from pip's own sources if they have it, else from PyTorch's; else whatever PyPI has."""
-    (torch,) = (
-        line for line in (REQUIREMENTS / "torch.txt").read_text().splitlines() if line.startswith("torch==")
-    )
+    (torch,) = (line for line in (REQUIREMENTS / "torch.txt").read_text().splitlines() if line.startswith("torch=="))
     cpu = ("--no-deps", "--only-binary", ":all:", f"{torch}+cpu")
     say("installing PyTorch (200 MB; 1 minute) ...")
     if attempt(pip(*cpu), env) or attempt(pip("--index-url", TORCH_CPU_INDEX, *cpu), env):

@@ -91,7 +91,7 @@ def build(python: Path, target: Path, env: Mapping[str, str]) -> None:
     sources = fetch_sources(python, work, env)
     wheel = [str(python), "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-v", "-w", str(work)]
     step(
-        f"building Horovod with {jobs()} compilers at a time (about {8 // jobs() + 1} minutes)",
+        f"building Horovod with {jobs()} compilers at a time ({8 // jobs()}-{16 // jobs()} minutes)",
         [*wheel, str(sources)],
         env={**env, **BUILD_SETTINGS, "MAKEFLAGS": f"-j{jobs()}"},
     )

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
+from pathlib import Path
 
 # The launcher's own defaults would refuse more ranks than cores, and pin each rank to one core.
 # The first two are for Open MPI 5, the others for Open MPI 4; other MPIs ignore them.
@@ -28,8 +29,9 @@ HOROVODRUN_BINDING = "--binding-args=--bind-to none --map-by slot"
 
 
 def launch_environment() -> dict[str, str]:
-    """The caller's environment, with what the launchers need; what the caller has set stays."""
-    env = {"TF_CPP_MIN_LOG_LEVEL": "2", **PLACEMENT, **(ROOT_CONSENT if os.geteuid() == 0 else {})}
+    """The caller's environment, with what the launchers need (Open MPI: HOME); what the caller has set stays."""
+    env = {"HOME": str(Path.home()), "TF_CPP_MIN_LOG_LEVEL": "2", **PLACEMENT}
+    env.update(ROOT_CONSENT if os.geteuid() == 0 else {})
     env.update(os.environ)
     # horovodrun looks for mpirun on PATH.
     env["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), env.get("PATH", os.defpath)])
