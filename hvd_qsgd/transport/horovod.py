@@ -18,10 +18,11 @@ class HorovodTransport:
         self._hvd = hvd
         self._process_set = process_set
         self._max_words = max_words
+        self.rank, self.size, self.group = 0, 1, 0
         self._in_flight: dict[str, int] = {}  # operation -> Horovod's handle
 
     def prepare(self) -> None:
-        """Raise unless this rank can communicate."""
+        """Look up who takes part, which Horovod may change between steps; raise unless this rank can communicate."""
         if not self._hvd.is_initialized():
             raise QSGDError("Horovod is not running: call hvd.init() before the first gradient is compressed")
         if self._process_set.process_set_id is None:
@@ -30,18 +31,9 @@ class HorovodTransport:
             )
         if not self._process_set.included():
             raise QSGDError(f"this rank is not in {self._process_set}: only its ranks may use a compressor made for it")
-
-    @property
-    def rank(self) -> int:
-        return int(self._process_set.rank())
-
-    @property
-    def size(self) -> int:
-        return int(self._process_set.size())
-
-    @property
-    def group(self) -> int:
-        return int(self._process_set.process_set_id)
+        self.rank = int(self._process_set.rank())
+        self.size = int(self._process_set.size())
+        self.group = int(self._process_set.process_set_id)
 
     def allgather(self, words: Any, name: str, bound: int) -> _Gathering:
         """Start gathering ``words`` (one-dimensional, int64) of all ranks."""
