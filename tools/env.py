@@ -15,17 +15,13 @@ import sysconfig
 from pathlib import Path
 
 from console import LOG, ROOT, attempt, fail, say, step
-from horovod_wheel import horovod_wheel
+from horovod_edits import EDITS
+from horovod_wheel import BUILD_SETTINGS, horovod_wheel
 
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".ready"
 REQUIREMENTS = ROOT / "requirements"
-INPUTS = (
-    *sorted(REQUIREMENTS.glob("*.txt")),
-    ROOT / "tools" / "horovod_edits.py",
-    ROOT / "tools" / "horovod_wheel.py",
-)
 MISLEADING = ("PYTHONPATH", "PYTHONHOME", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CHECK = (
@@ -36,8 +32,9 @@ CHECK = (
 
 def digest() -> str:
     """What the environment is made from; the stamp holds it."""
-    parts = [path.read_bytes() for path in INPUTS] + [platform.python_version().encode(), bytes(VENV)]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    made_from = [platform.python_version(), str(VENV), repr(EDITS), repr(BUILD_SETTINGS)]
+    made_from += [path.read_text() for path in sorted(REQUIREMENTS.glob("*.txt"))]
+    return hashlib.sha256("\0".join(made_from).encode()).hexdigest()
 
 
 def compiler() -> str:
