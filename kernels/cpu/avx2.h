@@ -48,7 +48,9 @@ struct Lanes {
     static Int or_masked(Int x, Int y, Int mask) { return bit_or(x, bit_and(y, mask)); }
     static Int add(Int x, Int y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
     static Int multiply(Int x, Int y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
-    static Int max_unsigned(Int x, Int y) { return {_mm256_max_epu32(x.a, y.a), _mm256_max_epu32(x.b, y.b)}; }
+    static Int max_magnitude(Int x, Int y) {
+        return {_mm256_max_epu32(x.a, y.a), _mm256_max_epu32(x.b, y.b)};
+    }
     template <int K>
     static Int shift_left(Int x) {
         return {_mm256_slli_epi32(x.a, K), _mm256_slli_epi32(x.b, K)};
@@ -168,32 +170,31 @@ struct Lanes {
         return part[0] + part[1] + part[2] + part[3];
     }
 
+    // The value of a Bits-bit code, `step` being that of 1; the bits above the code are ignored.
+    static constexpr int kLookupBits = 3;
     template <int Bits>
-    struct Table {
-        static constexpr bool kLookup = Bits <= 3;
-        __m256 values;
-        explicit Table(const float* table) : values(_mm256_loadu_ps(table)) {}
-        Float operator()(Int code) const {  // the upper bits of code are ignored
-            return {_mm256_permutevar8x32_ps(values, code.a), _mm256_permutevar8x32_ps(values, code.b)};
-        }
-    };
+    static Float lookup(Int code, float step) {
+        const __m256 ramp = Bits == 2 ? _mm256_setr_ps(0, 1, -2, -1, 0, 1, -2, -1)
+                                      : _mm256_setr_ps(0, 1, 2, 3, -4, -3, -2, -1);
+        const __m256 values = _mm256_mul_ps(ramp, _mm256_set1_ps(step));
+        return {_mm256_permutevar8x32_ps(values, code.a), _mm256_permutevar8x32_ps(values, code.b)};
+    }
 
-    // Philox: part k holds lanes k, k+2, k+4, k+6 of the first (k < 2) or second eight lanes.
+    // Philox: 32-bit numbers in the low halves of 64-bit lanes, whose high halves are ignored.
     using Wide = __m256i;
-    static constexpr int kWides = 4;
+    static constexpr int kPairs = 2;  // of Wides, one for the even and one for the odd of eight lanes
+    static constexpr int kPairsAtOnce = 1;
     static Wide wide(uint32_t v) { return _mm256_set1_epi64x(v); }
-    static Wide wide_lanes(uint32_t base, int k) {
-        const int first = (k & 1) + (k >> 1) * 8;
-        return _mm256_add_epi64(_mm256_set1_epi64x(base),
-                                _mm256_set_epi64x(first + 6, first + 4, first + 2, first));
+    static Wide wide_lanes(uint32_t first) {  // first, first + 2, ...
+        return _mm256_add_epi64(_mm256_set1_epi64x(first), _mm256_set_epi64x(6, 4, 2, 0));
     }
     static Wide wide_multiply(Wide x, Wide y) { return _mm256_mul_epu32(x, y); }
     static Wide wide_high(Wide x) { return _mm256_srli_epi64(x, 32); }
     static Wide wide_xor(Wide x, Wide y) { return _mm256_xor_si256(x, y); }
-    static Wide wide_xor(Wide x, Wide y, Wide z) { return wide_xor(wide_xor(x, y), z); }
-    static Int join(const Wide* parts) {
-        return {_mm256_blend_epi32(parts[0], _mm256_slli_epi64(parts[1], 32), 0xAA),
-                _mm256_blend_epi32(parts[2], _mm256_slli_epi64(parts[3], 32), 0xAA)};
+    static Wide wide_xor(Wide x, Wide y, Wide z) { return wide_xor(x, wide_xor(y, z)); }
+    static void store_joined(uint32_t* p, Wide even, Wide odd) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                            _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA));
     }
 };
 

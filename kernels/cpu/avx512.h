@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "cpu/unroll.h"
 #include "numeric.h"
 
 namespace qsgd {
@@ -31,7 +32,7 @@ struct Lanes {
     static Int or_masked(Int a, Int b, Int mask) { return _mm512_ternarylogic_epi32(a, b, mask, 0xF8); }
     static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
     static Int multiply(Int a, Int b) { return _mm512_mullo_epi32(a, b); }
-    static Int max_unsigned(Int a, Int b) { return _mm512_max_epu32(a, b); }
+    static Int max_magnitude(Int a, Int b) { return _mm512_max_epu32(a, b); }
     template <int K>
     static Int shift_left(Int a) {
         return _mm512_slli_epi32(a, K);
@@ -114,32 +115,39 @@ struct Lanes {
     }
     static uint64_t total(Sum sum) { return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum)); }
 
-    // Values of codes of up to five bits by table lookup; wider codes by conversion.
+    // The value of a Bits-bit code, `step` being that of 1; the bits above the code are ignored.
+    static constexpr int kLookupBits = 5;
     template <int Bits>
-    struct Table {
-        static constexpr bool kLookup = Bits <= 5;
-        __m512 low, high;
-        explicit Table(const float* values)
-            : low(_mm512_loadu_ps(values)), high(_mm512_loadu_ps(values + 16)) {}
-        Float operator()(Int code) const {  // the upper bits of code are ignored
-            return Bits <= 4 ? _mm512_permutexvar_ps(code, low) : _mm512_permutex2var_ps(low, code, high);
-        }
-    };
+    static Float lookup(Int code, float step) {
+        const auto ramp = [](int first) QSGD_INLINE_LAMBDA {
+            constexpr int half = 1 << (Bits - 1);
+            const auto at = [=](int k) {
+                return static_cast<float>((((first + k) & (2 * half - 1)) ^ half) - half);
+            };
+            return _mm512_setr_ps(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9),
+                                  at(10), at(11), at(12), at(13), at(14), at(15));
+        };
+        const Float low = multiply(ramp(0), set(step));
+        if constexpr (Bits <= 4)
+            return _mm512_permutexvar_ps(code, low);
+        else
+            return _mm512_permutex2var_ps(low, code, multiply(ramp(16), set(step)));
+    }
 
-    // Philox on 16 counters: even and odd lanes as 64-bit lanes whose low halves count.
+    // Philox: 32-bit numbers in the low halves of 64-bit lanes, whose high halves are ignored.
     using Wide = __m512i;
-    static constexpr int kWides = 2;
+    static constexpr int kPairs = 1;  // of Wides, one for the even and one for the odd lanes
+    static constexpr int kPairsAtOnce = 2;
     static Wide wide(uint32_t a) { return _mm512_set1_epi64(a); }
-    static Wide wide_lanes(uint32_t base, int k) {  // base + the lanes of part k
-        return _mm512_add_epi64(_mm512_set1_epi64(base),
-                                _mm512_set_epi64(14 + k, 12 + k, 10 + k, 8 + k, 6 + k, 4 + k, 2 + k, k));
+    static Wide wide_lanes(uint32_t first) {  // first, first + 2, ...
+        return _mm512_add_epi64(_mm512_set1_epi64(first), _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0));
     }
     static Wide wide_multiply(Wide a, Wide b) { return _mm512_mul_epu32(a, b); }
     static Wide wide_high(Wide a) { return _mm512_srli_epi64(a, 32); }
     static Wide wide_xor(Wide a, Wide b) { return _mm512_xor_si512(a, b); }
     static Wide wide_xor(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
-    static Int join(const Wide* parts) {
-        return _mm512_mask_shuffle_epi32(parts[0], 0xAAAA, parts[1], _MM_PERM_CDAB);
+    static void store_joined(uint32_t* p, Wide even, Wide odd) {
+        store(p, _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CDAB));
     }
 };
 

@@ -1,73 +1,102 @@
-// Sixteen 32-bit lanes in plain C++ for any processor; the compiler makes of it what the machine has.
-// avx512.h and avx2.h define the same names.
+// Sixteen 32-bit lanes as four vectors of 16 bytes in plain C++, for any processor: what SSE2, NEON and
+// others have. avx512.h and avx2.h define the same names.
 #pragma once
 
 #ifdef __SSE2__
 #include <emmintrin.h>
 #endif
 
+#include "cpu/unroll.h"
 #include "numeric.h"
-
-// Sixteen-lane vectors are passed inside this file only, so that their calling convention does not matter.
-#pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace qsgd {
 namespace {
 
 struct Lanes {
     // GCC and Clang vectors: element-wise operators, lowered to the registers that exist.
-    typedef uint32_t Int __attribute__((vector_size(64)));
-    typedef int32_t Signed __attribute__((vector_size(64)));
-    typedef float Float __attribute__((vector_size(64)));
-    typedef uint64_t Sum __attribute__((vector_size(64)));
-    struct Doubles {
-        double lane[16];
+    typedef uint32_t Uint4 __attribute__((vector_size(16)));
+    typedef int32_t Int4 __attribute__((vector_size(16)));
+    typedef float Float4 __attribute__((vector_size(16)));
+    typedef uint64_t Long2 __attribute__((vector_size(16)));
+    typedef double Double2 __attribute__((vector_size(16)));
+    struct Int {
+        Uint4 part[4];
     };
-    static constexpr int kRowsAtOnce = 4;
+    struct Float {
+        Float4 part[4];
+    };
+    struct Sum {
+        Long2 part[4];
+    };
+    struct Doubles {
+        Double2 part[8];
+    };
+    static constexpr int kRowsAtOnce = 2;
+
+    // The vector whose part k is part(k).
+    template <class All, class Part>
+    QSGD_INLINE static All each(Part part) {
+        return {{part(0), part(1), part(2), part(3)}};
+    }
 
     static Int load(const uint32_t* p) {
         Int v;
         memcpy(&v, p, sizeof v);
         return v;
     }
-    static void store(uint32_t* p, const Int& v) { memcpy(p, &v, sizeof v); }
-    static void store_low_bytes(int8_t* p, const Int& v) {
-        for (int l = 0; l < 16; ++l) p[l] = static_cast<int8_t>(v[l]);
+    static void store(uint32_t* p, Int v) { memcpy(p, &v, sizeof v); }
+    static void store_low_bytes(int8_t* p, Int v) {
+        for (int l = 0; l < 16; ++l) p[l] = static_cast<int8_t>(v.part[l / 4][l % 4]);
     }
     static Int load_bytes(const int8_t* p) {
-        Int v;
+        uint32_t v[16];
         for (int l = 0; l < 16; ++l) v[l] = static_cast<uint32_t>(static_cast<int32_t>(p[l]));
-        return v;
+        return load(v);
     }
-    static Int set(uint32_t v) { return Int{} + v; }
-    static Int bit_and(const Int& x, const Int& y) { return x & y; }
-    static Int bit_or(const Int& x, const Int& y) { return x | y; }
-    static Int or_masked(const Int& x, const Int& y, const Int& mask) { return x | (y & mask); }
-    static Int add(const Int& x, const Int& y) { return x + y; }
-    static Int multiply(const Int& x, const Int& y) { return x * y; }
-    static Int max_unsigned(const Int& x, const Int& y) { return x > y ? x : y; }
+    static Int set(uint32_t v) {
+        return each<Int>([=](int) { return Uint4{v, v, v, v}; });
+    }
+    static Int bit_and(Int x, Int y) {
+        return each<Int>([&](int k) { return x.part[k] & y.part[k]; });
+    }
+    static Int bit_or(Int x, Int y) {
+        return each<Int>([&](int k) { return x.part[k] | y.part[k]; });
+    }
+    static Int or_masked(Int x, Int y, Int mask) { return bit_or(x, bit_and(y, mask)); }
+    static Int add(Int x, Int y) {
+        return each<Int>([&](int k) { return x.part[k] + y.part[k]; });
+    }
+    static Int multiply(Int x, Int y) {
+        return each<Int>([&](int k) { return x.part[k] * y.part[k]; });
+    }
+    // Of numbers below 2^31.
+    static Int max_magnitude(Int x, Int y) {
+        return each<Int>([&](int k) {
+            return reinterpret_cast<Int4>(x.part[k]) > reinterpret_cast<Int4>(y.part[k]) ? x.part[k]
+                                                                                         : y.part[k];
+        });
+    }
     template <int K>
-    static Int shift_left(const Int& x) {
-        return x << K;
+    static Int shift_left(Int x) {
+        return each<Int>([&](int k) { return x.part[k] << K; });
     }
     template <int K>
-    static Int shift_right(const Int& x) {
-        return x >> K;
+    static Int shift_right(Int x) {
+        return each<Int>([&](int k) { return x.part[k] >> K; });
     }
     template <int K>
-    static Int shift_right_signed(const Int& x) {
-        return reinterpret_cast<Int>(reinterpret_cast<Signed>(x) >> K);
+    static Int shift_right_signed(Int x) {
+        return each<Int>(
+            [&](int k) { return reinterpret_cast<Uint4>(reinterpret_cast<Int4>(x.part[k]) >> K); });
     }
-    static uint32_t largest(const Int& x) {
+    static uint32_t largest(Int x) {
         uint32_t m = 0;
-        for (int l = 0; l < 16; ++l) m = x[l] > m ? x[l] : m;
+        for (int l = 0; l < 16; ++l) m = x.part[l / 4][l % 4] > m ? x.part[l / 4][l % 4] : m;
         return m;
     }
 
     static Float set(float v) {
-        Float x;
-        for (int l = 0; l < 16; ++l) x[l] = v;
-        return x;
+        return each<Float>([=](int) { return Float4{v, v, v, v}; });
     }
     static Float zero() { return Float{}; }
     static Float load(const float* p) {
@@ -76,96 +105,130 @@ struct Lanes {
         return v;
     }
     static Float load_float16(const uint16_t* p) {
-        Float v;
+        float v[16];
         for (int l = 0; l < 16; ++l) v[l] = float_from_float16(p[l]);
-        return v;
+        return load(v);
     }
     static Float load_bfloat16(const uint16_t* p) {
-        Float v;
+        float v[16];
         for (int l = 0; l < 16; ++l) v[l] = float_from_bfloat16(p[l]);
-        return v;
+        return load(v);
     }
-    static void store(float* p, const Float& v) { memcpy(p, &v, sizeof v); }
-    static void stream(float* p, const Float& v) { store(p, v); }
-    static void store_float16(uint16_t* p, const Float& v) {
-        for (int l = 0; l < 16; ++l) p[l] = float16_from_float(v[l]);
-    }
-    static void store_bfloat16(uint16_t* p, const Float& v) {
-        for (int l = 0; l < 16; ++l) p[l] = bfloat16_from_float(v[l]);
-    }
-    static Int bits(const Float& x) { return reinterpret_cast<Int>(x); }
-    static Float multiply(const Float& x, const Float& y) { return x * y; }
-    static Float add(const Float& x, const Float& y) { return x + y; }
-    static Float clamp(const Float& x, const Float& limit) {
-        const Float low = x < limit ? x : limit;
-        return low > -limit ? low : -limit;
-    }
-    static Int round(const Float& x) {  // ties to even: the default rounding mode
-        Int v;
+    static void store(float* p, Float v) { memcpy(p, &v, sizeof v); }
+    static void stream(float* p, Float v) {
 #ifdef __SSE2__
-        for (int k = 0; k < 16; k += 4) {
-            const __m128i four = _mm_cvtps_epi32(_mm_setr_ps(x[k], x[k + 1], x[k + 2], x[k + 3]));
-            memcpy(reinterpret_cast<char*>(&v) + 4 * k, &four, sizeof four);
-        }
+        for (int k = 0; k < 4; ++k) _mm_stream_ps(p + 4 * k, v.part[k]);
 #else
-        for (int l = 0; l < 16; ++l) v[l] = static_cast<uint32_t>(static_cast<int32_t>(lrintf(x[l])));
+        store(p, v);
 #endif
-        return v;
     }
-    static Float convert(const Int& x) { return __builtin_convertvector(reinterpret_cast<Signed>(x), Float); }
-    static Float canonical_nan(const Float& x) {
-        const Int canonical = set(kNanBits);
-        return x == x ? x : reinterpret_cast<Float>(canonical);
+    static void store_float16(uint16_t* p, Float v) {
+        for (int l = 0; l < 16; ++l) p[l] = float16_from_float(v.part[l / 4][l % 4]);
+    }
+    static void store_bfloat16(uint16_t* p, Float v) {
+        for (int l = 0; l < 16; ++l) p[l] = bfloat16_from_float(v.part[l / 4][l % 4]);
+    }
+    static Int bits(Float x) {
+        return each<Int>([&](int k) { return reinterpret_cast<Uint4>(x.part[k]); });
+    }
+    static Float multiply(Float x, Float y) {
+        return each<Float>([&](int k) { return x.part[k] * y.part[k]; });
+    }
+    static Float add(Float x, Float y) {
+        return each<Float>([&](int k) { return x.part[k] + y.part[k]; });
+    }
+    static Float4 clamp4(Float4 x, Float4 limit) {
+#ifdef __SSE2__
+        return _mm_max_ps(_mm_min_ps(x, limit), -limit);
+#else
+        const Float4 low = x < limit ? x : limit;
+        return low > -limit ? low : -limit;
+#endif
+    }
+    static Float clamp(Float x, Float limit) {
+        return each<Float>([&](int k) { return clamp4(x.part[k], limit.part[k]); });
+    }
+    static Uint4 round4(Float4 x) {  // ties to even: the default rounding mode
+#ifdef __SSE2__
+        return reinterpret_cast<Uint4>(_mm_cvtps_epi32(x));
+#else
+        for (int l = 0; l < 4; ++l) x[l] = rintf(x[l]);
+        return reinterpret_cast<Uint4>(__builtin_convertvector(x, Int4));
+#endif
+    }
+    static Int round(Float x) {
+        return each<Int>([&](int k) { return round4(x.part[k]); });
+    }
+    static Float convert(Int x) {
+        return each<Float>(
+            [&](int k) { return __builtin_convertvector(reinterpret_cast<Int4>(x.part[k]), Float4); });
+    }
+    static Float canonical_nan(Float x) {
+        return each<Float>([&](int k) {
+            const Uint4 nan = Uint4{} + kNanBits;
+            return x.part[k] == x.part[k] ? x.part[k] : reinterpret_cast<Float4>(nan);
+        });
     }
 
     static Doubles zero_doubles() { return {}; }
-    static void add_squares(Doubles& sum, const Float& x) {
-        for (int l = 0; l < 16; ++l) sum.lane[l] += static_cast<double>(x[l]) * static_cast<double>(x[l]);
+    static void add_squares(Doubles& sum, Float x) {
+        for (int k = 0; k < 8; ++k) {
+            const Float4 four = x.part[k / 2];
+            const Double2 two = {four[k % 2 * 2], four[k % 2 * 2 + 1]};
+            sum.part[k] += two * two;
+        }
     }
     static double fold(Doubles sum) {
-        for (int h = 8; h > 0; h /= 2)
-            for (int l = 0; l < h; ++l) sum.lane[l] += sum.lane[l + h];
-        return sum.lane[0];
+        for (int h = 4; h > 0; h /= 2)
+            for (int k = 0; k < h; ++k) sum.part[k] += sum.part[k + h];
+        return sum.part[0][0] + sum.part[0][1];
     }
 
     static Sum zero_sum() { return Sum{}; }
     static Sum first_key(uint64_t word) {
-        Sum key;
-        for (int l = 0; l < 8; ++l) key[l] = (word + 1 + static_cast<uint64_t>(l)) * kGolden;
-        return key;
+        return each<Sum>([=](int k) {
+            const uint64_t first = word + 1 + 2 * static_cast<uint64_t>(k);
+            return Long2{first * kGolden, (first + 1) * kGolden};
+        });
     }
-    static Sum next_key(const Sum& key) { return key + 8 * kGolden; }
-    static Sum add_terms(const Sum& sum, const Int& words, const Sum& key) {
-        const Sum x = reinterpret_cast<Sum>(words) ^ key;
-        return sum + x + (x & 0xFFFFFFFFu) * (x >> 32);
+    static Sum next_key(Sum key) {
+        return each<Sum>([&](int k) { return key.part[k] + 8 * kGolden; });
     }
-    static uint64_t total(const Sum& sum) {
-        uint64_t t = 0;
-        for (int l = 0; l < 8; ++l) t += sum[l];
-        return t;
+    static Sum add_terms(Sum sum, Int words, Sum key) {
+        return each<Sum>([&](int k) {
+            const Long2 x = reinterpret_cast<Long2>(words.part[k]) ^ key.part[k];
+            return sum.part[k] + (x + wide_multiply(x, x >> 32));
+        });
+    }
+    static uint64_t total(Sum sum) {
+        const Long2 two = (sum.part[0] + sum.part[1]) + (sum.part[2] + sum.part[3]);
+        return two[0] + two[1];
     }
 
+    static constexpr int kLookupBits = 0;  // no lookups: codes are converted
     template <int Bits>
-    struct Table {
-        static constexpr bool kLookup = false;
-        explicit Table(const float*) {}
-        Float operator()(const Int&) const { return zero(); }
-    };
+    static Float lookup(Int, float);
 
-    using Wide = Sum;
-    static constexpr int kWides = 2;
-    static Wide wide(uint32_t v) { return Wide{} + v; }
-    static Wide wide_lanes(uint32_t base, int k) {
-        Wide v;
-        for (int l = 0; l < 8; ++l) v[l] = base + static_cast<uint32_t>(2 * l + k);
-        return v;
+    // Philox: 32-bit numbers in the low halves of 64-bit lanes, whose high halves are ignored.
+    using Wide = Long2;
+    static constexpr int kPairs = 4;  // of Wides, one for the even and one for the odd of four lanes
+    static constexpr int kPairsAtOnce = 1;
+    static Wide wide(uint32_t v) { return Wide{v, v}; }
+    static Wide wide_lanes(uint32_t first) { return Wide{first, first + 2}; }
+    static Wide wide_multiply(Wide x, Wide y) {
+#ifdef __SSE2__
+        return reinterpret_cast<Wide>(
+            _mm_mul_epu32(reinterpret_cast<__m128i>(x), reinterpret_cast<__m128i>(y)));
+#else
+        return (x & 0xFFFFFFFFu) * (y & 0xFFFFFFFFu);
+#endif
     }
-    static Wide wide_multiply(const Wide& x, const Wide& y) { return (x & 0xFFFFFFFFu) * (y & 0xFFFFFFFFu); }
-    static Wide wide_high(const Wide& x) { return x >> 32; }
-    static Wide wide_xor(const Wide& x, const Wide& y) { return x ^ y; }
-    static Wide wide_xor(const Wide& x, const Wide& y, const Wide& z) { return x ^ y ^ z; }
-    static Int join(const Wide* parts) {
-        return reinterpret_cast<Int>((parts[0] & 0xFFFFFFFFu) | (parts[1] << 32));
+    static Wide wide_high(Wide x) { return x >> 32; }
+    static Wide wide_xor(Wide x, Wide y) { return x ^ y; }
+    static Wide wide_xor(Wide x, Wide y, Wide z) { return x ^ (y ^ z); }
+    static void store_joined(uint32_t* p, Wide even, Wide odd) {
+        const Wide both = (even & 0xFFFFFFFFu) | odd << 32;
+        memcpy(p, &both, sizeof both);
     }
 };
 

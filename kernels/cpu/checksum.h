@@ -11,9 +11,11 @@ struct RunningChecksum {
     Lanes::Sum sum = Lanes::zero_sum();
     Lanes::Sum key;
     explicit RunningChecksum(uint64_t first_word) : key(Lanes::first_key(first_word)) {}
-    void add(Lanes::Int words) {
-        sum = Lanes::add_terms(sum, words, key);
+    void add(Lanes::Int words) { sum = Lanes::add_terms(sum, words, take_key()); }
+    Lanes::Sum take_key() {
+        const Lanes::Sum taken = key;
         key = Lanes::next_key(key);
+        return taken;
     }
 };
 

@@ -33,7 +33,8 @@ inline bool packed_alike(const std::vector<FrameView>& views) {
     const Header& first = views[0].header;
     for (const FrameView& view : views) {
         const Header& h = view.header;
-        if (h.codec != QSGD_CODEC_PACKED || h.bucket_size != first.bucket_size) return false;
+        if (h.codec != QSGD_CODEC_PACKED || h.bucket_size != first.bucket_size || h.bucket_size % 16)
+            return false;
         if (code_bits(h.levels) != code_bits(first.levels)) return false;
     }
     return true;
@@ -58,11 +59,13 @@ inline int decode_frames(const uint8_t* frames, uint64_t bytes, uint32_t frame_c
     job.frames = views.data(), job.frame_count = frame_count;
     job.dtype = static_cast<uint8_t>(expected.dtype);
     job.alike = packed_alike(views);
-    job.stream = expected.count >= kStreamElements && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    job.bits = code_bits(views[0].header.levels);
+    job.stream = job.dtype == QSGD_FLOAT32 && expected.count >= kStreamElements &&
+                 reinterpret_cast<uintptr_t>(out) % 64 == 0;
     job.count = expected.count, job.factor = factor, job.out = out;
 
     const uint32_t threads = useful_threads(allowed_threads, job.count);
-    const uint64_t scratch_floats = kTableFloats * frame_count + 16;  // a cache line between threads
+    const uint64_t scratch_floats = kRowSteps * frame_count + 16;  // a cache line between threads
     std::vector<float> scratch(scratch_floats * threads);
     std::vector<uint64_t> terms(threads);
     parallel(threads, ceil_div(job.count, kBlock), [&](uint32_t worker, uint64_t first, uint64_t last) {

@@ -31,14 +31,15 @@ struct DecodeJob {
     const FrameView* frames;
     uint32_t frame_count;
     uint8_t dtype;
-    bool alike;   // all packed, with the same width and buckets
-    bool stream;  // write around the caches
+    bool alike;     // all packed, with the same width and the same buckets of whole rows
+    uint32_t bits;  // that width
+    bool stream;    // write around the caches
     uint64_t count;
     float factor;
     void* out;
 };
 
-constexpr uint64_t kTableFloats = 32;  // scratch of decode_blocks, per frame
+constexpr uint64_t kRowSteps = kBlock / 16 + 16;  // scratch of decode_blocks, per frame
 
 struct Kernels {
     const char* name;

@@ -2,52 +2,51 @@
 #pragma once
 
 #include "cpu/checksum.h"
-#include "cpu/elements.h"
 #include "cpu/random.h"
 #include "cpu/unroll.h"
-#include "frame.h"
 
 namespace qsgd {
 namespace {
 
-// Rows of a gradient whose buckets are whole rows, finite and not tiny: read where they lie.
-template <class T>
-struct DirectRows {
-    const typename T::Element* values;
-    const float* inverses;  // one a row
-    Lanes::Float limit;
-    Lanes::Int fixed_point(int row) const {
-        __builtin_prefetch(values + 16 * row + 2560);  // the next block: its scales are found first
-        return Lanes::round(
-            Lanes::clamp(Lanes::multiply(T::load(values + 16 * row), Lanes::set(inverses[row])), limit));
-    }
-    DirectRows at(int row) const { return {values + 16 * row, inverses + row, limit}; }
+// Rows of sixteen values to be quantized.
+struct Rows {
+    const float* values;
+    const float* inverses;  // of a grid step, times 2^24; one a row
+    Rows from(uint64_t row) const { return {values + 16 * row, inverses + row}; }
 };
 
-// Rows of any block, copied, widened and rescaled.
-struct StagedRows {
-    const float* values;
-    const float* inverses;  // one an element
+// What all rows have in common.
+struct Quantizer {
     Lanes::Float limit;
-    Lanes::Int fixed_point(int row) const {
-        const Lanes::Float x =
-            Lanes::multiply(Lanes::load(values + 16 * row), Lanes::load(inverses + 16 * row));
-        return Lanes::round(Lanes::clamp(x, limit));
+    Lanes::Int multipliers[4];
+    explicit Quantizer(float levels) : limit(Lanes::set(levels * kFractionOne)) {
+        for (int m = 0; m < 4; ++m) multipliers[m] = Lanes::set(kMultipliers[m]);
     }
-    StagedRows at(int row) const { return {values + 16 * row, inverses + 16 * row, limit}; }
+
+    // T + R of row number Row, whose random words are words[16 * (Row / 4)] and on: the code in bits 24 and
+    // up.
+    template <int Row>
+    QSGD_INLINE Lanes::Int row(const Rows& rows, const uint32_t* words) const {
+        const float* values = rows.values + 16 * Row;
+        __builtin_prefetch(values + kBlock);  // the next block: its scales are found first
+        const Lanes::Float x = Lanes::multiply(Lanes::load(values), Lanes::set(rows.inverses[Row]));
+        const Lanes::Int word = Lanes::load(words + 16 * (Row / 4));
+        const Lanes::Int random = Row % 4 == 0 ? word : Lanes::multiply(word, multipliers[Row % 4]);
+        return Lanes::add(Lanes::round(Lanes::clamp(x, limit)), Lanes::shift_right<8>(random));
+    }
 };
 
 // Packs codes, which stand in bits 24 .. 24 + Bits - 1 of each lane, into 32-bit words, row after row.
 template <int Bits>
 struct Packer {
-    uint32_t* out;
+    uint8_t* out;
     RunningChecksum& running;
     Lanes::Int word = Lanes::set(0u);
 
-    void emit() {
-        Lanes::store(out, word);
+    QSGD_INLINE void emit() {
+        Lanes::store(reinterpret_cast<uint32_t*>(out), word);
         running.add(word);
-        out += 16;
+        out += 64;
     }
     template <int Row>
     QSGD_INLINE void add(Lanes::Int code) {
@@ -67,43 +66,59 @@ struct Packer {
     }
 };
 
-// One full unit of 512 elements: 16 * Bits words at out.
-template <int Bits, class Rows>
-void pack_unit(const Rows& rows, const Random& random, uint64_t unit, uint32_t* out,
-               RunningChecksum& running) {
-    Packer<Bits> packer{out, running};
-    unroll<0, 2>([&](auto half) QSGD_INLINE {
-        constexpr int kFirst = 16 * decltype(half)::value;
-        Lanes::Int words[4];
-        random.words(2 * unit + decltype(half)::value, words);
-        unroll<0, 16>([&](auto q) QSGD_INLINE {
-            constexpr int kRow = decltype(q)::value;
-            const Lanes::Int bits = random.bits<kRow % 4>(words[kRow / 4]);
-            packer.template add<kFirst + kRow>(Lanes::add(rows.fixed_point(kFirst + kRow), bits));
-        });
-    });
+// `units` units of 512 elements, from number `unit` of the tensor on, to 64 * Bits bytes each at out.
+template <int Bits>
+void pack_units(Rows rows, float levels, const Random& random, uint64_t unit, uint64_t units, uint8_t* out,
+                RunningChecksum& checksum) {
+    // Rows that fill whole words and use whole random words: 4, 8, 16 or 32.
+    constexpr int kRows = Bits % 2 ? 32 : Bits % 4 ? 16 : 32 / Bits;
+    const Quantizer quantizer(levels);
+    RunningChecksum running = checksum;
+    for (; units > 0; --units, ++unit) {
+        alignas(64) uint32_t words[2 * kGroupWords];
+        random.words(unit, words);
+        for (int row = 0; row < 32; row += kRows) {
+            Packer<Bits> packer{out, running};
+            unroll<0, kRows>([&](auto r) QSGD_INLINE_LAMBDA {
+                packer.template add<r.value>(quantizer.row<r.value>(rows, words + 4 * row));
+            });
+            rows = rows.from(kRows);
+            out += 2 * Bits * kRows;
+        }
+    }
+    checksum = running;
 }
 
-// The codes of one random group of 256 elements, a byte each.
-template <class Rows>
-void code_group(const Rows& rows, const Random& random, uint64_t group, int8_t* codes) {
-    Lanes::Int words[4];
-    random.words(group, words);
-    unroll<0, 16>([&](auto q) QSGD_INLINE {
-        constexpr int kRow = decltype(q)::value;
-        const Lanes::Int bits = random.bits<kRow % 4>(words[kRow / 4]);
-        const Lanes::Int code = Lanes::shift_right_signed<24>(Lanes::add(rows.fixed_point(kRow), bits));
-        Lanes::store_low_bytes(codes + 16 * kRow, code);
-    });
+using PackUnits = void (*)(Rows rows, float levels, const Random& random, uint64_t unit, uint64_t units,
+                           uint8_t* out, RunningChecksum& checksum);
+
+inline PackUnits pack_units_of(uint32_t bits) {
+    constexpr PackUnits all[] = {pack_units<2>, pack_units<3>, pack_units<4>, pack_units<5>,
+                                 pack_units<6>, pack_units<7>, pack_units<8>};
+    return all[bits - 2];
 }
 
-// Five rows of codes in {-1, 0, 1} to sixteen bytes.
+// The codes of `units` units, a byte each.
+inline void code_units(Rows rows, const Random& random, uint64_t unit, uint64_t units, int8_t* codes) {
+    const Quantizer quantizer(1);
+    for (; units > 0; --units, ++unit) {
+        alignas(64) uint32_t words[2 * kGroupWords];
+        random.words(unit, words);
+        for (int row = 0; row < 32; row += 4, rows = rows.from(4), codes += 64)
+            unroll<0, 4>([&](auto r) QSGD_INLINE_LAMBDA {
+                const Lanes::Int code = quantizer.row<r.value>(rows, words + 4 * row);
+                Lanes::store_low_bytes(codes + 16 * r.value, Lanes::shift_right_signed<24>(code));
+            });
+    }
+}
+
+// Eighty codes in {-1, 0, 1}, five rows, to sixteen bytes.
 inline void pack_ternary(const int8_t* codes, uint8_t* out) {
-    const Lanes::Int one = Lanes::set(1u), three = Lanes::set(3u);
-    Lanes::Int byte = Lanes::set(0u);
-    for (int row = 4; row >= 0; --row)
-        byte = Lanes::add(Lanes::multiply(byte, three), Lanes::add(Lanes::load_bytes(codes + 16 * row), one));
-    Lanes::store_low_bytes(reinterpret_cast<int8_t*>(out), byte);
+    for (int l = 0; l < 16; ++l) {
+        int byte = 0;
+        for (int row = 4; row >= 0; --row) byte = 3 * byte + codes[16 * row + l];
+        out[l] = static_cast<uint8_t>(byte + 121);  // 121: a one in every digit
+    }
 }
 
 }  // namespace

@@ -1,73 +1,86 @@
-// The random bits of a group of 256 elements (docs/wire_format.md, section 4).
+// The random words of groups of 256 elements (docs/wire_format.md, section 4).
 #pragma once
 
+#include "cpu/jobs.h"
+#include "cpu/unroll.h"
 #include "numeric.h"
 
 namespace qsgd {
 namespace {
 
-constexpr uint64_t kGroup = 256;
-constexpr int kGroupRows = 16;
+constexpr int kGroupWords = 64;  // four result words of sixteen lanes for 256 elements
 
 class Random {
   public:
-    Random(uint64_t seed, uint32_t rank, uint32_t tensor, uint32_t step)
-        : key_(philox_key(seed, rank)), tensor_(tensor), step_(step) {
-        for (int m = 0; m < 4; ++m) multiplier_[m] = Lanes::set(kMultipliers[m]);
+    Random(uint64_t seed, uint32_t rank, uint32_t tensor, uint32_t step) {
+        const PhiloxKey key = philox_key(seed, rank);
+        uint32_t k0 = key.k0, k1 = key.k1;
+        const uint64_t p1 = static_cast<uint64_t>(kPhiloxM1) * tensor;
+        high_ = static_cast<uint32_t>(p1 >> 32) ^ k0;
+        key1_[0] = Lanes::wide(k1 ^ step);
+        for (int round = 1; round < kPhiloxRounds; ++round) {
+            k0 += kPhiloxW0, k1 += kPhiloxW1;
+            key0_[round] = Lanes::wide(round == 1 ? k0 ^ static_cast<uint32_t>(p1) : k0);
+            key1_[round] = Lanes::wide(k1);
+        }
     }
 
-    // words[w] are the sixteen lanes' result words w for group g.
-    inline __attribute__((always_inline)) void words(uint64_t group, Lanes::Int (&words)[4]) const {
-        const uint64_t block = 16 * group;
-        // Round 1 turns c0, c1 into scalars; round 2 turns c3 into one: both are the same in all lanes.
-        const uint64_t p1 = static_cast<uint64_t>(kPhiloxM1) * tensor_;
-        const uint32_t c0 = static_cast<uint32_t>(p1 >> 32) ^ static_cast<uint32_t>(block >> 32) ^ key_.k0;
-        const uint32_t c1 = static_cast<uint32_t>(p1);
-        const uint64_t p0 = static_cast<uint64_t>(kPhiloxM0) * c0;
-        Lanes::Wide part[4][Lanes::kWides];
-        for (int k = 0; k < Lanes::kWides; ++k)
-            remaining_rounds(Lanes::wide_lanes(static_cast<uint32_t>(block), k), c1, p0, k, part);
-        for (int w = 0; w < 4; ++w) words[w] = Lanes::join(part[w]);
-    }
-
-    // R for the row of a group that is served by `word` and multiplier M.
-    template <int M>
-    Lanes::Int bits(Lanes::Int word) const {
-        return Lanes::shift_right<8>(M == 0 ? word : Lanes::multiply(word, multiplier_[M]));
+    // The words of the two groups of unit number `unit`: word w of lane l of a group is out[16 * w + l].
+    __attribute__((noinline)) void words(uint64_t unit, uint32_t* out) const {
+        const uint64_t block = 32 * unit;
+        // Round 1 turns c0 into a scalar, whose product is the same in all lanes in round 2.
+        const uint64_t p0 = static_cast<uint64_t>(kPhiloxM0) * (high_ ^ static_cast<uint32_t>(block >> 32));
+        const Lanes::Wide p0_high = Lanes::wide(static_cast<uint32_t>(p0 >> 32));
+        const Lanes::Wide p0_low = Lanes::wide(static_cast<uint32_t>(p0));
+        for (int lane = 0; lane < 32; lane += kAtOnce)
+            counters(static_cast<uint32_t>(block) + lane, p0_high, p0_low,
+                     out + lane / 16 * kGroupWords + lane % 16);
     }
 
   private:
-    inline __attribute__((always_inline)) void remaining_rounds(Lanes::Wide counter, uint32_t c1, uint64_t p0,
-                                                                int k,
-                                                                Lanes::Wide (&out)[4][Lanes::kWides]) const {
+    static constexpr int kPairLanes = 16 / Lanes::kPairs;
+    static constexpr int kAtOnce =
+        kPairLanes * Lanes::kPairsAtOnce;  // lanes: independent chains hide latencies
+
+    // The words of kAtOnce counters.
+    QSGD_INLINE void counters(uint32_t first, Lanes::Wide p0_high, Lanes::Wide p0_low, uint32_t* out) const {
         using L = Lanes;
+        constexpr int kWides = 2 * L::kPairsAtOnce;  // even lanes, odd lanes of a pair
         const L::Wide m0 = L::wide(kPhiloxM0), m1 = L::wide(kPhiloxM1);
-        uint32_t k0 = key_.k0, k1 = key_.k1;
-        // Round 1: only the counter's block number differs between lanes.
-        const L::Wide first = L::wide_multiply(counter, m0);
-        L::Wide x2 = L::wide_xor(L::wide_high(first), L::wide(step_ ^ k1));
-        L::Wide x3 = first;
-        k0 += kPhiloxW0, k1 += kPhiloxW1;
-        // Round 2.
-        const L::Wide second = L::wide_multiply(x2, m1);
-        L::Wide x0 = L::wide_xor(L::wide_high(second), L::wide(c1 ^ k0));
-        L::Wide x1 = second;
-        x2 = L::wide_xor(x3, L::wide(static_cast<uint32_t>(p0 >> 32) ^ k1));
-        x3 = L::wide(static_cast<uint32_t>(p0));
-        for (int round = 2; round < kPhiloxRounds; ++round) {
-            k0 += kPhiloxW0, k1 += kPhiloxW1;
-            const L::Wide a = L::wide_multiply(x0, m0), b = L::wide_multiply(x2, m1);
-            x0 = L::wide_xor(L::wide_high(b), x1, L::wide(k0));
-            x1 = b;
-            x2 = L::wide_xor(L::wide_high(a), x3, L::wide(k1));
-            x3 = a;
-        }
-        out[0][k] = x0, out[1][k] = x1, out[2][k] = x2, out[3][k] = x3;
+        L::Wide x0[kWides], x1[kWides], x2[kWides], x3[kWides];
+        unroll<0, kWides>([&](auto i) QSGD_INLINE_LAMBDA {
+            // Round 1: only the counter's block number differs between lanes.
+            const L::Wide start = L::wide_lanes(first + i.value / 2 * kPairLanes + i.value % 2);
+            const L::Wide product = L::wide_multiply(start, m0);
+            // Round 2.
+            x1[i.value] = L::wide_multiply(L::wide_xor(L::wide_high(product), key1_[0]), m1);
+            x0[i.value] = L::wide_xor(L::wide_high(x1[i.value]), key0_[1]);
+            x2[i.value] = L::wide_xor(p0_high, product, key1_[1]);
+            x3[i.value] = p0_low;
+        });
+        unroll<2, kPhiloxRounds>([&](auto round) QSGD_INLINE_LAMBDA {
+            const L::Wide k0 = key0_[round.value], k1 = key1_[round.value];
+            unroll<0, kWides>([&](auto i) QSGD_INLINE_LAMBDA {
+                const L::Wide a = L::wide_multiply(x0[i.value], m0), b = L::wide_multiply(x2[i.value], m1);
+                x0[i.value] = L::wide_xor(L::wide_high(b), x1[i.value], k0);
+                x1[i.value] = b;
+                x2[i.value] = L::wide_xor(L::wide_high(a), x3[i.value], k1);
+                x3[i.value] = a;
+            });
+        });
+        unroll<0, L::kPairsAtOnce>([&](auto pair) QSGD_INLINE_LAMBDA {
+            constexpr int kEven = 2 * pair.value, kLane = kPairLanes * pair.value;
+            uint32_t* at = out + kLane / 16 * kGroupWords + kLane % 16;
+            L::store_joined(at, x0[kEven], x0[kEven + 1]);
+            L::store_joined(at + 16, x1[kEven], x1[kEven + 1]);
+            L::store_joined(at + 32, x2[kEven], x2[kEven + 1]);
+            L::store_joined(at + 48, x3[kEven], x3[kEven + 1]);
+        });
     }
 
-    PhiloxKey key_;
-    uint32_t tensor_, step_;
-    Lanes::Int multiplier_[4];
+    uint32_t high_;                    // of c0 after round 1, without the counter's high half
+    Lanes::Wide key0_[kPhiloxRounds];  // of each round; those of rounds 1 and 2 with what else is the same in
+    Lanes::Wide key1_[kPhiloxRounds];  // all lanes and groups
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/elements.h"
+#include "cpu/jobs.h"
 #include "cpu/scale.h"
 
 namespace qsgd {
@@ -10,24 +11,17 @@ namespace {
 // Statistics of one block: at most kSumBlock elements from element `first` of v.
 template <class T, bool kSquares>
 Statistics block_statistics(const void* v, uint64_t first, uint64_t length) {
-    using Element = typename T::Element;
     const Lanes::Int magnitude = Lanes::set(0x7FFFFFFFu);
     Lanes::Int largest = Lanes::set(0u);
     Lanes::Doubles squares = Lanes::zero_doubles();
-    const Element* p = element_at<Element>(v, first);
+    const auto add = [&](Lanes::Float row) QSGD_INLINE_LAMBDA {
+        largest = Lanes::max_magnitude(largest, Lanes::bit_and(Lanes::bits(row), magnitude));
+        if (kSquares) Lanes::add_squares(squares, row);
+    };
+    const auto* p = element_at<typename T::Element>(v, first);
     uint64_t i = 0;
-    for (; i + 16 <= length; i += 16) {
-        const Lanes::Float row = T::load(p + i);
-        largest = Lanes::max_unsigned(largest, Lanes::bit_and(Lanes::bits(row), magnitude));
-        if (kSquares) Lanes::add_squares(squares, row);
-    }
-    if (i < length) {
-        Element last[16] = {};  // zeros change neither the maximum nor the sum
-        memcpy(last, p + i, (length - i) * sizeof(Element));
-        const Lanes::Float row = T::load(last);
-        largest = Lanes::max_unsigned(largest, Lanes::bit_and(Lanes::bits(row), magnitude));
-        if (kSquares) Lanes::add_squares(squares, row);
-    }
+    for (; i + 16 <= length; i += 16) add(T::load(p + i));
+    if (i < length) add(load_some<T>(p + i, length - i));  // its zeros change nothing
     return {Lanes::largest(largest), kSquares ? Lanes::fold(squares) : 0};
 }
 
@@ -44,6 +38,44 @@ Statistics bucket_statistics(const void* v, uint64_t first, uint64_t length) {
     }
     all.sum = tree.total();
     return all;
+}
+
+// Statistics of elements [first, first + length) of v: one bucket.
+using StatisticsOf = Statistics (*)(const void* v, uint64_t first, uint64_t length);
+
+inline StatisticsOf statistics_of(uint8_t dtype, bool squares) {
+    return with_dtype(dtype, [=](auto t) -> StatisticsOf {
+        using T = decltype(t);
+        return squares ? bucket_statistics<T, true> : bucket_statistics<T, false>;
+    });
+}
+
+inline uint64_t bucket_length(const qsgd_spec& spec, uint64_t bucket) {
+    const uint64_t left = spec.count - bucket * spec.bucket_size;
+    return left < spec.bucket_size ? left : spec.bucket_size;
+}
+
+void sum_blocks(const EncodeJob& job, uint64_t first, uint64_t last, double* sums, uint32_t* largest) {
+    const qsgd_spec& spec = job.spec;
+    const StatisticsOf statistics = statistics_of(spec.dtype, spec.norm == QSGD_NORM_L2);
+    const uint64_t per_bucket = ceil_div(bucket_length(spec, 0), kSumBlock);
+    for (uint64_t k = first; k < last; ++k) {
+        const uint64_t bucket = k / per_bucket, begin = k % per_bucket * kSumBlock;
+        const uint64_t left = bucket_length(spec, bucket) - begin;
+        const Statistics s =
+            statistics(job.gradient, bucket * spec.bucket_size + begin, left < kSumBlock ? left : kSumBlock);
+        sums[k] = s.sum;
+        largest[k] = s.largest_bits;
+    }
+}
+
+double bucket_squares(const EncodeJob& job, uint64_t first, uint64_t last) {
+    const StatisticsOf statistics = statistics_of(job.spec.dtype, true);
+    PairwiseTree tree;
+    for (uint64_t bucket = first; bucket < last; ++bucket)
+        tree.add(
+            statistics(job.gradient, bucket * job.spec.bucket_size, bucket_length(job.spec, bucket)).sum);
+    return tree.total();
 }
 
 }  // namespace

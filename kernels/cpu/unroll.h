@@ -1,6 +1,9 @@
 // Loops whose index is a compile-time constant.
 #pragma once
 
+#define QSGD_INLINE inline __attribute__((always_inline))
+#define QSGD_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace qsgd {
 namespace {
 
@@ -10,14 +13,12 @@ struct Index {
 };
 
 template <int First, int Last, class Body>
-inline __attribute__((always_inline)) void unroll(Body&& body) {
+QSGD_INLINE void unroll(Body&& body) {
     if constexpr (First < Last) {
         body(Index<First>{});
         unroll<First + 1, Last>(body);
     }
 }
-
-#define QSGD_INLINE __attribute__((always_inline))
 
 }  // namespace
 }  // namespace qsgd
