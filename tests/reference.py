@@ -107,11 +107,11 @@ def cut(values: Array, width: int) -> Array:
 
 def scales_of(values: Array, bucket_size: int, norm: str) -> Array:
     buckets = cut(values, bucket_size)
-    largest = scale = np.abs(buckets).max(axis=1)
+    scale = np.abs(buckets).max(axis=1)
     if norm == "l2":
         with np.errstate(over="ignore", invalid="ignore"):
             root = np.sqrt(bucket_sums(buckets)).astype(np.float32)
-        scale = np.maximum(np.minimum(root, FLT_MAX), largest)
+        scale = np.minimum(root, FLT_MAX)
     canonical_nan = np.uint32(0x7FC00000).view(np.float32)
     return np.where(np.isfinite(buckets).all(axis=1), scale, canonical_nan)
 
@@ -201,14 +201,13 @@ def rescaling(scales: Array) -> Array:
 
 
 def quantize(values: Array, scales: Array, bucket_size: int, levels: int, bits: Array) -> Array:
-    s, c = np.float32(levels), rescaling(scales)
+    limit, c = np.float32(levels * 2**24), rescaling(scales)
     live = scales > 0  # neither 0 nor NaN
     scaled = np.where(live, scales * c, np.float32(1))
-    inv = s / scaled
-    inv = np.where(inv * scaled < s, np.nextafter(inv, np.float32(np.inf)), inv)
+    inv = limit / scaled
+    inv = np.where(inv * scaled < limit, np.nextafter(inv, np.float32(np.inf)), inv)
     c, inv, live = (np.repeat(a, min(bucket_size, values.size))[: values.size] for a in (c, inv, live))
-    x = np.clip((np.where(live, values, np.float32(0)) * c) * inv, -s, s)
-    t = np.rint(x * np.float32(2**24)).astype(np.int64)  # the product is exact
+    t = np.rint(np.clip((np.where(live, values, np.float32(0)) * c) * inv, -limit, limit)).astype(np.int64)
     return (t + bits) >> 24
 
 
@@ -317,8 +316,8 @@ def error_frame(message: str, *, count: int, dtype: str, rank: int, tensor: int,
 # ---- 9. Checks ----
 
 
-def check(frame: bytes, index: int, *, count: int, dtype: str, tensor: int, step: int) -> Header:
-    """The checks on frame `index`, in the order of the page; an error frame is an error too."""
+def check_itself(frame: bytes, index: int) -> Header:
+    """Checks 1 to 4 on frame `index`, in the order of the page; an error frame is an error too."""
 
     def require(condition: bool, number: str, what: str) -> None:
         if not condition:
@@ -353,12 +352,27 @@ def check(frame: bytes, index: int, *, count: int, dtype: str, tensor: int, step
     if error:
         verify_checksum(frame, h, index)
         raise FrameError(index, "4", frame[96 : h.coded_bytes].decode(errors="replace"))
+    return h
+
+
+def check_agreement(h: Header, index: int, *, count: int, dtype: str, tensor: int, step: int) -> None:
+    """Check 5 on frame `index`."""
+
+    def require(condition: bool, number: str, what: str) -> None:
+        if not condition:
+            raise FrameError(index, number, what)
+
     require(h.count == count, "5", f"count {h.count}, not {count}")
     require(h.dtype == DTYPES[dtype], "5", f"dtype {h.dtype}, not {DTYPES[dtype]}")
     require(h.tensor == tensor, "5", f"tensor {h.tensor}, not {tensor}")
     require(h.step == step, "5", f"step {h.step}, not {step}")
     require(h.rank == index, "5", f"rank {h.rank}, not {index}")
-    return h
+
+
+def check_scales(frame: bytes, index: int) -> None:
+    bits = scales_in(frame).view(np.uint32)
+    if not ((bits < 0x7F800000) | (bits == 0x7FC00000)).all():
+        raise FrameError(index, "6", "a scale is neither a canonical NaN nor finite and at least +0")
 
 
 def verify_checksum(frame: bytes, header: Header, index: int) -> None:
@@ -407,7 +421,11 @@ def decode_sum(
 ) -> Array:
     """f32(factor) times the sum of the frames, frame k that of rank k; bfloat16 as uint16 bit patterns."""
     for index, frame in enumerate(frames):
-        check(frame, index, count=count, dtype=dtype, tensor=tensor, step=step)
+        check_itself(frame, index)
+    for index, frame in enumerate(frames):
+        check_agreement(parse(frame), index, count=count, dtype=dtype, tensor=tensor, step=step)
+    for index, frame in enumerate(frames):
+        check_scales(frame, index)
     for index, frame in enumerate(frames):
         verify_checksum(frame, parse(frame), index)
     acc = np.zeros(count, np.float32)

@@ -63,11 +63,11 @@ def slow_code(v: float, scale: float, s: int, r: int) -> int:
     scaled, vc = Fraction(scale), Fraction(v)
     if scale < 2.0**-80:
         scaled, vc = scaled * 2**64, vc * 2**64
-    inv = f32(s / scaled)
-    if f32(inv * scaled) < s:
+    top = s * 2**24
+    inv = f32(top / scaled)
+    if f32(inv * scaled) < top:
         inv = Fraction(float(np.nextafter(np.float32(inv), np.float32(np.inf))))
-    x = min(max(f32(vc * inv), Fraction(-s)), Fraction(s))
-    return (round(x * 2**24) + r) // 2**24
+    return (round(min(max(f32(vc * inv), Fraction(-top)), Fraction(top))) + r) // 2**24
 
 
 def slow_value(code: int, scale: float, s: int) -> Fraction:
@@ -550,3 +550,18 @@ def test_every_flipped_bit_is_found(frame: bytes) -> None:
         flipped[k // 8] ^= 1 << k % 8
         with pytest.raises(ref.FrameError):
             decode(bytes(flipped), count=3, tensor=6, step=7)
+
+
+@pytest.mark.parametrize("bits", [0x80000000, 0xBF800000, 0x7F800000, 0x7FC00001, 0xFFC00000, 0x7F800001])
+def test_impossible_scales_are_refused(bits: int) -> None:
+    frame = edit(ref.encode(np.ones(20), levels=7, bucket_size=8), 100, struct.pack("<I", bits))
+    with pytest.raises(ref.FrameError, match="scale") as caught:
+        decode(frame, count=20)
+    assert caught.value.check == "6"
+
+
+def test_an_error_frame_is_told_before_a_disagreement() -> None:
+    other = ref.encode(np.ones(20), levels=7, bucket_size=8)
+    told = ref.error_frame("no memory", count=21, dtype="float32", rank=1, tensor=0, step=0)
+    with pytest.raises(ref.FrameError, match="no memory"):
+        decode(other, told, count=21)
