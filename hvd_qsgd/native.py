@@ -41,6 +41,7 @@ FRAME_STATUS = {
     19: "claims levels that its codec does not have",
     20: "claims a length that does not fit its other fields",
     21: "is an error frame",
+    22: "has a scale that no encoder writes",
     30: "has another number of elements than the tensor here",
     31: "has another dtype than the tensor here",
     32: "belongs to another tensor",

@@ -78,7 +78,7 @@ def message(frame: bytes | memoryview) -> str:
 
 def error_frame(text: str, *, count: int, dtype: str, rank: int, tensor: int, step: int) -> bytearray:
     """A frame that tells the other ranks why this one could not encode; its checksum is still to be written."""
-    payload = text.encode()[:MAX_MESSAGE]
+    payload = text.encode()[:MAX_MESSAGE].decode("utf-8", "ignore").encode()  # cut between characters
     coded = HEADER_BYTES + len(payload)
     length = (coded + 15) // 16 * 16
     frame = bytearray(length)

@@ -44,13 +44,18 @@ QSGD_HD uint32_t bits_from_float(float value) {
 
 QSGD_HD bool is_tiny(float scale) { return scale < kTiny && scale > 0; }
 QSGD_HD bool is_finite(float value) { return (bits_from_float(value) & kInfBits) != kInfBits; }
+QSGD_HD bool is_finite(double value) { return value - value == 0; }
 
-// What an element is multiplied by (after *rescale) to reach the grid [-levels, levels].
-QSGD_HD float inverse_step(float scale, float levels) {
+// Whether a frame may hold this scale: +0, positive and finite, or the canonical NaN.
+QSGD_HD bool is_scale(uint32_t bits) { return bits < kInfBits || bits == kNanBits; }
+
+// What an element is multiplied by (after *rescale) to become a number in [-top, top], top being levels *
+// 2^24.
+QSGD_HD float inverse_step(float scale, float top) {
     if (!(scale > 0)) return 0;  // an all-zero or non-finite bucket: every code is 0
     const float m = scale < kTiny ? scale * kRescale : scale;
-    const float inverse = levels / m;
-    return inverse * m < levels ? float_from_bits(bits_from_float(inverse) + 1) : inverse;
+    const float inverse = top / m;
+    return inverse * m < top ? float_from_bits(bits_from_float(inverse) + 1) : inverse;
 }
 
 // The value of code 1, still rescaled if is_tiny(scale).
@@ -61,11 +66,10 @@ QSGD_HD float grid_step(float scale, float levels) {
     return overflows ? float_from_bits(bits_from_float(step) - 1) : step;
 }
 
-// max(min(f32(sqrt(sum)), FLT_MAX), largest), the l2 scale.
-QSGD_HD float l2_scale(double sum, float largest) {
-    float root = static_cast<float>(sqrt(sum));
-    if (bits_from_float(root) == kInfBits) root = float_from_bits(kInfBits - 1);
-    return root < largest ? largest : root;
+// min(f32(sqrt(sum)), FLT_MAX), the l2 scale.
+QSGD_HD float l2_scale(double sum) {
+    const float root = static_cast<float>(sqrt(sum));
+    return bits_from_float(root) == kInfBits ? float_from_bits(kInfBits - 1) : root;
 }
 
 QSGD_HD float float_from_bfloat16(uint16_t bits) {

@@ -33,6 +33,7 @@ typedef enum {
     QSGD_BAD_BUCKET_SIZE = 18,
     QSGD_BAD_LEVELS = 19,
     QSGD_BAD_LENGTH = 20,  /* coded_bytes or frame_bytes is not what the other fields give */
+    QSGD_BAD_SCALE = 22,   /* a scale is negative, infinite or another NaN than the canonical one */
     QSGD_ERROR_FRAME = 21, /* valid: the rank could not encode and sent a message instead */
     /* A valid frame that does not belong in this sum. */
     QSGD_OTHER_COUNT = 30,

@@ -82,8 +82,8 @@ int qsgd_check(const void* frame, uint64_t bytes, uint64_t* frame_bytes) {
     const int status = read_header(base, bytes, h);
     if (status != QSGD_OK && status != QSGD_ERROR_FRAME) return status;
     *frame_bytes = h.frame_bytes;
-    const bool whole = checksum_terms(base, 0, h.frame_bytes) == h.checksum;
-    return whole ? status : static_cast<int>(QSGD_BAD_CHECKSUM);
+    if (status == QSGD_OK && !scales_possible(base, ceil_div(h.count, h.bucket_size))) return QSGD_BAD_SCALE;
+    return checksum_terms(base, 0, h.frame_bytes) == h.checksum ? status : QSGD_BAD_CHECKSUM;
 }
 
 int qsgd_seal(void* frame, uint64_t bytes) {

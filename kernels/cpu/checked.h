@@ -22,6 +22,16 @@ inline uint64_t checksum_terms(const uint8_t* frame, uint64_t begin, uint64_t en
     return part(begin / 8, kChecksumWord) + part(kChecksumWord + 1, end / 8);
 }
 
+inline bool scales_possible(const uint8_t* frame, uint64_t buckets) {
+    uint32_t impossible = 0;
+    for (uint64_t k = 0; k < buckets; ++k) {
+        uint32_t bits;
+        memcpy(&bits, frame + QSGD_HEADER_BYTES + 4 * k, sizeof bits);
+        impossible |= !is_scale(bits);
+    }
+    return !impossible;
+}
+
 inline void write_checksum(uint8_t* frame, uint64_t checksum) {
     memcpy(frame + 8 * kChecksumWord, &checksum, sizeof checksum);
 }

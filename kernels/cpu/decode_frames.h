@@ -12,21 +12,34 @@ namespace {
 
 constexpr uint64_t kStreamElements = 1 << 21;  // outputs larger than the caches are written around them
 
-inline int view_frames(const uint8_t* frames, uint64_t bytes, const qsgd_expectation& expected,
-                       std::vector<FrameView>& views, uint32_t& bad_frame) {
+// Checks 1 to 4, frame after frame; each tells where the next begins.
+inline int view_frames(const uint8_t* frames, uint64_t bytes, std::vector<FrameView>& views,
+                       uint32_t& bad_frame) {
     for (bad_frame = 0; bad_frame < views.size(); ++bad_frame) {
         FrameView& view = views[bad_frame];
         Header& h = view.header;
         view.base = frames;
         const int status = read_header(frames, bytes, h);
+        if (status == QSGD_ERROR_FRAME && checksum_terms(frames, 0, h.frame_bytes) != h.checksum)
+            return QSGD_BAD_CHECKSUM;
         if (status != QSGD_OK) return status;
-        const int agreement = check_agreement(h, expected, bad_frame);
-        if (agreement != QSGD_OK) return agreement;
         view.at = layout(h.codec, h.levels, h.count, h.bucket_size);
         frames += h.frame_bytes, bytes -= h.frame_bytes;
     }
     bad_frame = static_cast<uint32_t>(views.size() - 1);
     return bytes ? QSGD_TRAILING_BYTES : QSGD_OK;
+}
+
+// Checks 5 and 6.
+inline int check_sum(const std::vector<FrameView>& views, const qsgd_expectation& expected,
+                     uint32_t& bad_frame) {
+    for (bad_frame = 0; bad_frame < views.size(); ++bad_frame) {
+        const int agreement = check_agreement(views[bad_frame].header, expected, bad_frame);
+        if (agreement != QSGD_OK) return agreement;
+    }
+    for (bad_frame = 0; bad_frame < views.size(); ++bad_frame)
+        if (!scales_possible(views[bad_frame].base, views[bad_frame].at.buckets)) return QSGD_BAD_SCALE;
+    return QSGD_OK;
 }
 
 inline bool packed_alike(const std::vector<FrameView>& views) {
@@ -53,7 +66,8 @@ inline int decode_frames(const uint8_t* frames, uint64_t bytes, uint32_t frame_c
                          const qsgd_expectation& expected, float factor, void* out, uint32_t allowed_threads,
                          uint32_t& bad_frame) {
     std::vector<FrameView> views(frame_count);
-    const int status = view_frames(frames, bytes, expected, views, bad_frame);
+    int status = view_frames(frames, bytes, views, bad_frame);
+    if (status == QSGD_OK) status = check_sum(views, expected, bad_frame);
     if (status != QSGD_OK) return status;
     DecodeJob job = {};
     job.frames = views.data(), job.frame_count = frame_count;

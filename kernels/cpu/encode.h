@@ -62,11 +62,12 @@ class BlockEncoder {
     bool find_inverses(uint64_t begin, uint64_t length) {
         first_bucket_ = begin / job_.spec.bucket_size;
         const uint64_t buckets = (begin + length - 1) / job_.spec.bucket_size - first_bucket_ + 1;
-        memcpy(scales_, scale_place(first_bucket_), 4 * buckets);
-        if (first_bucket_ == open_bucket_) scales_[0] = open_scale_;
+        const uint64_t open = first_bucket_ == open_bucket_;  // its place may be written right now
+        if (open) scales_[0] = open_scale_;
+        memcpy(scales_ + open, scale_place(first_bucket_ + open), 4 * (buckets - open));
         uint32_t special = 0;
         for (uint64_t k = 0; k < buckets; ++k) {
-            bucket_inverses_[k] = inverse_step(scales_[k], levels_) * kFractionOne;
+            bucket_inverses_[k] = inverse_step(scales_[k], levels_ * kFractionOne);
             special |= is_tiny(scales_[k]) | !is_finite(scales_[k]);
         }
         return special == 0;

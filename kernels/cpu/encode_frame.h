@@ -52,8 +52,7 @@ inline uint64_t squared_norm_bits(const EncodeJob& job, uint32_t threads) {
     const double norm = tree.total();
     uint64_t bits;
     memcpy(&bits, &norm, sizeof bits);
-    constexpr uint64_t kExponent = 0x7FF0000000000000u, kNan = 0x7FF8000000000000u;
-    return (bits & kExponent) == kExponent ? kNan : bits;
+    return is_finite(norm) ? bits : 0x7FF8000000000000u;
 }
 
 inline uint64_t encode_payload(const EncodeJob& job, uint32_t threads) {

@@ -7,8 +7,8 @@ namespace qsgd {
 namespace {
 
 struct Statistics {
-    uint32_t largest_bits = 0;  // bits of max |v|; above kInfBits - 1 if anything is not finite
-    double sum = 0;             // of squares, if asked for
+    uint32_t largest_bits = 0;  // bits of max |v|, for the max norm
+    double sum = 0;             // of squares, for the l2 norm; neither is finite if an element is not
 };
 
 // The pairwise tree of section 3 over terms that come one after the other.
@@ -37,9 +37,9 @@ class PairwiseTree {
 };
 
 inline float scale_of(const Statistics& s, uint8_t norm) {
-    if (s.largest_bits >= kInfBits) return float_from_bits(kNanBits);
-    const float largest = float_from_bits(s.largest_bits);
-    return norm == QSGD_NORM_L2 ? l2_scale(s.sum, largest) : largest;
+    const bool l2 = norm == QSGD_NORM_L2;
+    if (l2 ? !is_finite(s.sum) : s.largest_bits >= kInfBits) return float_from_bits(kNanBits);
+    return l2 ? l2_scale(s.sum) : float_from_bits(s.largest_bits);
 }
 
 }  // namespace

@@ -15,14 +15,16 @@ Statistics block_statistics(const void* v, uint64_t first, uint64_t length) {
     Lanes::Int largest = Lanes::set(0u);
     Lanes::Doubles squares = Lanes::zero_doubles();
     const auto add = [&](Lanes::Float row) QSGD_INLINE_LAMBDA {
-        largest = Lanes::max_magnitude(largest, Lanes::bit_and(Lanes::bits(row), magnitude));
-        if (kSquares) Lanes::add_squares(squares, row);
+        if (kSquares)
+            Lanes::add_squares(squares, row);
+        else
+            largest = Lanes::max_magnitude(largest, Lanes::bit_and(Lanes::bits(row), magnitude));
     };
     const auto* p = element_at<typename T::Element>(v, first);
     uint64_t i = 0;
     for (; i + 16 <= length; i += 16) add(T::load(p + i));
     if (i < length) add(load_some<T>(p + i, length - i));  // its zeros change nothing
-    return {Lanes::largest(largest), kSquares ? Lanes::fold(squares) : 0};
+    return {kSquares ? 0 : Lanes::largest(largest), kSquares ? Lanes::fold(squares) : 0};
 }
 
 template <class T, bool kSquares>
@@ -32,9 +34,7 @@ Statistics bucket_statistics(const void* v, uint64_t first, uint64_t length) {
     PairwiseTree tree;
     for (uint64_t i = 0; i < length; i += kSumBlock) {
         const uint64_t left = length - i;
-        const Statistics s = block_statistics<T, true>(v, first + i, left < kSumBlock ? left : kSumBlock);
-        if (s.largest_bits > all.largest_bits) all.largest_bits = s.largest_bits;
-        tree.add(s.sum);
+        tree.add(block_statistics<T, true>(v, first + i, left < kSumBlock ? left : kSumBlock).sum);
     }
     all.sum = tree.total();
     return all;
