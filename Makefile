@@ -77,10 +77,12 @@ env:                                 ## make .venv: pinned packages, Horovod bui
 test: $(ENV) kernels                 ## run the tests; ARGS='-k name' passes options to pytest
 	$(PYTHON) -m pytest tests -q $(ARGS)
 
+# Not the tests of distributions: they take long, and no other path through the code.
+SANITIZED_TESTS = $(filter-out %_statistics.py,$(wildcard tests/test_kernels*.py tests/test_frame*.py))
 asan-test: $(ENV) asan-kernels       ## run the kernel tests under the sanitizers
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 HVD_QSGD_LIBRARY=$(ASAN_LIBRARY) \
-	$(PYTHON) -m pytest -q -p no:cacheprovider --capture=sys $(wildcard tests/test_kernels*.py tests/test_frame*.py) $(ARGS)
+	$(PYTHON) -m pytest -q -p no:cacheprovider --capture=sys $(SANITIZED_TESTS) $(ARGS)
 
 KERNEL_FILES = $(wildcard kernels/*.h kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cc)
 lint: $(ENV)                         ## ruff, mypy --strict, clang-format: change nothing
