@@ -19,6 +19,9 @@ import numpy as np
 import reference as ref
 
 from hvd_qsgd import native
+from hvd_qsgd.compressor import Compressor, Options, Ranks
+from hvd_qsgd.config import Quantization
+from hvd_qsgd.steps import Ticket
 
 Array = ref.Array
 ISAS = ("avx512", "avx2", "baseline")
@@ -218,3 +221,34 @@ def make_input(kind: str, n: int, dtype: str = "float32", seed: int = 0) -> Arra
         bits_of(array)[where] = rng.choice(NAN_AND_INFINITY[dtype], where.size)
     array.flags.writeable = False
     return array
+
+
+# ---- tensors on their way ----
+
+ALONE = Ranks(0, 1, "group")
+
+
+def compressor(**options: Any) -> Compressor:
+    return Compressor(Quantization.create(), Options(**options))
+
+
+def leave(core: Compressor, name: str | None = None, count: int = 8, ranks: Ranks = ALONE) -> Ticket:
+    return core.open(name, count, "float32", lambda: ranks)
+
+
+def arrive(core: Compressor, ticket: Ticket) -> float:
+    """After a sum over ranks that agree."""
+    return core.factor(ticket, [1.0, *(ticket.slot.size * entry for entry in core.token(ticket)[1:])])
+
+
+def named(ticket: Ticket) -> tuple[str, int]:
+    return ticket.slot.name, ticket.slot.spec.step
+
+
+def go(core: Compressor, *names: str | None, ranks: Ranks = ALONE) -> list[tuple[str, int]]:
+    """A whole step: all set out, then all arrive."""
+    tickets = [leave(core, name, ranks=ranks) for name in names]
+    seen = [named(ticket) for ticket in tickets]
+    for ticket in tickets:
+        arrive(core, ticket)
+    return seen

@@ -1,0 +1,179 @@
+"""What a user may set: defaults, changes, limits; and the sentence for everything else."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hvd_qsgd import QSGDError, native
+from hvd_qsgd.compressor import Compressor, Options
+from hvd_qsgd.config import Quantization, whole_number
+
+DEFAULT = Quantization(levels=7, bucket_size=512, norm="max", codec="packed")
+
+
+def test_defaults() -> None:
+    assert Quantization.create() == DEFAULT
+    assert Quantization.create(codec="ternary") == dataclasses.replace(DEFAULT, levels=1, codec="ternary")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DEFAULT.levels = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_bits(bits: int) -> None:
+    assert Quantization.create(bits).levels == 2 ** (bits - 1) - 1
+    assert Quantization.create(np.int32(bits)) == Quantization.create(bits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("levels", range(1, 128))
+def test_levels(levels: int) -> None:
+    quantization = Quantization.create(levels=levels)
+    assert quantization.levels == levels
+    assert type(quantization.levels) is int
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"bits": 8}, {"levels": 127}),
+        ({"levels": 100}, {"levels": 100}),
+        ({"bucket_size": None}, {"bucket_size": None}),
+        ({"norm": "l2", "bucket_size": 64}, {"norm": "l2", "bucket_size": 64}),
+        ({"codec": "ternary"}, {"codec": "ternary", "levels": 1}),
+        ({"codec": "packed"}, {"levels": 7}),
+        ({"codec": "ternary", "levels": 1}, {"codec": "ternary", "levels": 1}),
+        ({}, {}),
+    ],
+)
+def test_changed(changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert DEFAULT.changed(**changes) == dataclasses.replace(DEFAULT, **expected)
+
+
+def test_changes_keep_the_rest() -> None:
+    odd = Quantization.create(levels=5, bucket_size=None, norm="l2")
+    assert odd.changed(bucket_size=3) == Quantization(5, 3, "l2", "packed")
+    assert odd.changed(bits=2) == Quantization(1, None, "l2", "packed")
+    assert odd.changed(codec="ternary") == Quantization(1, None, "l2", "ternary")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bits": 1}, "bits=1 is not a whole number from 2 to 8"),
+        ({"bits": 4, "levels": 7}, "bits=4 and levels=7 say the same thing twice"),
+        ({"codec": "ternary", "bits": 4}, "bits=4 is not a whole number from 2 to 2 for codec='ternary'"),
+        ({"seed": 1}, "'seed' cannot be changed: only bits, levels, bucket_size, norm and codec can"),
+        ({"norm": "l1"}, "norm='l1' is unknown: use one of 'l2', 'max'"),
+        ({"codec": "elias"}, "codec='elias' is unknown: use one of 'packed', 'ternary'"),
+        (
+            {"bucket_size": 0},
+            "bucket_size=0 is not a whole number from 1 to 281474976710656 (or None: the",
+        ),
+    ],
+)
+def test_wrong_changes(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(QSGDError) as caught:
+        DEFAULT.changed(**changes)
+    assert words in str(caught.value)
+
+
+def test_bucket_size_for() -> None:
+    assert [Quantization.create(bucket_size=None).bucket_size_for(n) for n in (0, 1, 10**9)] == [1, 1, 10**9]
+    assert [DEFAULT.bucket_size_for(n) for n in (0, 1, 10**9)] == [512] * 3
+
+
+@pytest.mark.parametrize("value", [0, 5, np.uint64(5), np.int8(0)])
+def test_whole_numbers(value: Any) -> None:
+    number = whole_number("x", value, 0, 5)
+    assert type(number) is int
+    assert number == value
+
+
+@pytest.mark.parametrize("value", [-1, 6, 5.0, "5", True, np.bool_(1), np.float32(1), None, [1], 2**70, float("nan")])
+def test_not_whole_numbers(value: Any) -> None:
+    with pytest.raises(QSGDError) as caught:
+        whole_number("x", value, 0, 5, " or so")
+    assert str(caught.value) == f"x={value!r} is not a whole number from 0 to 5 or so"
+
+
+# ---- options ----
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"min_size": x} for x in (-1, 1.0, None, "1024", True)),
+        *({"seed": x} for x in (-1, 2**64, None, 0.0)),
+        *({"name": x} for x in ("", 5, b"a")),
+        *({"measure_error": x} for x in (1, None, "yes")),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(QSGDError) as caught:
+        Options(**wrong)
+    name, value = next(iter(wrong.items()))
+    assert f"{name}={value!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("min_size", "count", "dimensions", "wanted"),
+    [
+        (1024, 1024, 2, True), (1024, 1023, 2, False), (1024, 10**6, 1, False), (1024, 10**6, 0, False),
+        (1, 1, 2, True), (1, 10**6, 1, False), (0, 10**6, 1, True), (0, 0, 0, True), (0, 1, 4, True),
+    ],
+)  # fmt: skip
+def test_which_gradients_are_wanted(min_size: int, count: int, dimensions: int, wanted: bool) -> None:
+    """Small and one-dimensional ones (biases, norms) are not, unless min_size is 0."""
+    assert Compressor(DEFAULT, Options(min_size=min_size)).wants(count, dimensions) is wanted
+
+
+# ---- environment ----
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The number of threads that a process decides on, told these variables and nothing else."""
+
+    def decide(**variables: str) -> int:
+        for name in (native.THREADS_VARIABLE, *native.LOCAL_SIZE_VARIABLES):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return native.default_threads.__wrapped__()
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    return decide
+
+
+def test_threads(threads: Any) -> None:
+    assert threads() == 12
+    assert threads(HVD_QSGD_NUM_THREADS="3") == 3
+    assert threads(HVD_QSGD_NUM_THREADS="64", HOROVOD_LOCAL_SIZE="2") == 64
+    assert threads(HVD_QSGD_NUM_THREADS="") == 12
+    for name in native.LOCAL_SIZE_VARIABLES:
+        assert threads(**{name: "4"}) == 3
+    assert threads(OMPI_COMM_WORLD_LOCAL_SIZE="5") == 2
+    assert threads(OMPI_COMM_WORLD_LOCAL_SIZE="99") == 1
+    assert threads(OMPI_COMM_WORLD_LOCAL_SIZE="0", HOROVOD_LOCAL_SIZE="x", PMI_LOCAL_SIZE="6") == 2
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", " "])
+def test_wrong_number_of_threads(threads: Any, value: str) -> None:
+    with pytest.raises(QSGDError, match="HVD_QSGD_NUM_THREADS="):
+        threads(HVD_QSGD_NUM_THREADS=value)
+
+
+def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.LIBRARY_VARIABLE, "/nowhere/libhvd_qsgd.so")
+    with pytest.raises(QSGDError, match=r"cannot be loaded .*make kernels"):
+        native.library.__wrapped__()
+
+
+def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "ABI_VERSION", 99)
+    with pytest.raises(QSGDError, match="has ABI version 1, this package needs 99"):
+        native.library.__wrapped__()
