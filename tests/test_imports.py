@@ -1,0 +1,86 @@
+"""What is imported by what: nobody pays for, or needs, a framework that is not used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "tensorflow", "keras", "horovod", "mpi4py")
+FREE_OF_FRAMEWORKS = sorted(
+    {
+        "arrays", "compressor", "config", "errors", "frames", "native", "selection", "stats", "steps", "token", "wire",
+        "transport", "transport.horovod", "transport.mpi", "mpi",
+    }
+)  # fmt: skip
+
+
+def imported_by(code: str) -> set[str]:
+    """The modules that a fresh interpreter has after `code`; its current directory is not the repository."""
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}\nimport json; print(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd="/", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_package_imports_no_framework() -> None:
+    modules = imported_by("import hvd_qsgd")
+    assert not modules.intersection(HEAVY)
+    assert "ml_dtypes" not in modules
+    assert {"numpy", "hvd_qsgd.arrays"} <= modules
+
+
+def test_no_module_but_the_frontends_imports_a_framework() -> None:
+    names = "\n".join(f"import hvd_qsgd.{name}" for name in FREE_OF_FRAMEWORKS)
+    assert not imported_by(names).intersection(HEAVY)
+
+
+def test_every_module_is_accounted_for() -> None:
+    package = ROOT / "hvd_qsgd"
+    found = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py")}
+    found = {name.removesuffix(".__init__") for name in found} - {"__init__"}
+    assert {name for name in found if name.split(".")[0] not in ("torch", "tensorflow")} == set(FREE_OF_FRAMEWORKS)
+
+
+def test_using_the_package_imports_no_framework() -> None:
+    modules = imported_by("import hvd_qsgd\nhvd_qsgd.decode(hvd_qsgd.encode([1.0, 2.0]))")
+    assert not modules.intersection(HEAVY)
+
+
+def test_importing_does_not_load_the_library() -> None:
+    """`--help` of a program works without it; so does the message that it is missing."""
+    code = "import os; os.environ['HVD_QSGD_LIBRARY'] = '/nowhere.so'\nimport hvd_qsgd\n"
+    code += "try: hvd_qsgd.encode([1.0])\nexcept hvd_qsgd.QSGDError as error: assert 'make kernels' in str(error)\n"
+    code += "else: raise SystemExit('loaded')"
+    imported_by(code)
+
+
+@pytest.mark.torch
+def test_the_torch_frontend_imports_no_other_framework() -> None:
+    pytest.importorskip("horovod.torch")
+    modules = imported_by("import hvd_qsgd.torch")
+    assert {"torch", "horovod.torch"} <= modules
+    assert not modules.intersection({"tensorflow", "keras", "mpi4py", "horovod.tensorflow"})
+
+
+def test_the_torch_frontend_says_what_is_missing() -> None:
+    code = "sys.modules['horovod'] = None\n"
+    code += (
+        "try: import hvd_qsgd.torch\nexcept ImportError as error: assert 'Horovod built for PyTorch' in str(error)\n"
+    )
+    code += "else: raise SystemExit('imported')"
+    pytest.importorskip("torch")
+    imported_by(code)
+
+
+def test_mpi_says_what_is_missing() -> None:
+    code = "sys.modules['mpi4py'] = None\nimport hvd_qsgd, hvd_qsgd.mpi\n"
+    code += "try: hvd_qsgd.mpi.allreduce([1.0])\nexcept hvd_qsgd.QSGDError as error: assert 'mpi4py' in str(error)\n"
+    code += "else: raise SystemExit('reduced')"
+    imported_by(code)
