@@ -171,7 +171,7 @@ struct Lanes {
     }
 
     // The value of a Bits-bit code, `step` being that of 1; the bits above the code are ignored.
-    static constexpr int kLookupBits = 3;
+    static constexpr uint32_t kLookupBits = 3;
     template <int Bits>
     static Float lookup(Int code, float step) {
         const __m256 ramp = Bits == 2 ? _mm256_setr_ps(0, 1, -2, -1, 0, 1, -2, -1)

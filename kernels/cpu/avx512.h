@@ -78,9 +78,9 @@ struct Lanes {
     static Float clamp(Float a, Float limit) { return _mm512_range_ps(a, limit, 0x2); }
     static Int round(Float a) { return _mm512_cvtps_epi32(a); }
     static Float convert(Int a) { return _mm512_cvtepi32_ps(a); }
+    // range_ps of two NaNs is the first, of a NaN and a number the number.
     static Float canonical_nan(Float a) {
-        const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
-        return _mm512_mask_mov_ps(a, nan, _mm512_castsi512_ps(_mm512_set1_epi32(kNanBits)));
+        return _mm512_range_ps(_mm512_castsi512_ps(_mm512_set1_epi32(kNanBits)), a, 0x4);
     }
 
     static Doubles zero_doubles() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
@@ -116,7 +116,7 @@ struct Lanes {
     static uint64_t total(Sum sum) { return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum)); }
 
     // The value of a Bits-bit code, `step` being that of 1; the bits above the code are ignored.
-    static constexpr int kLookupBits = 5;
+    static constexpr uint32_t kLookupBits = 5;
     template <int Bits>
     static Float lookup(Int code, float step) {
         const auto ramp = [](int first) QSGD_INLINE_LAMBDA {

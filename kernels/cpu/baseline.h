@@ -205,7 +205,7 @@ struct Lanes {
         return two[0] + two[1];
     }
 
-    static constexpr int kLookupBits = 0;  // no lookups: codes are converted
+    static constexpr uint32_t kLookupBits = 0;  // no lookups: codes are converted
     template <int Bits>
     static Float lookup(Int, float);
 

@@ -18,7 +18,7 @@ class BlockDecoder {
         const uint64_t begin = block * kBlock, left = job_.count - begin;
         const uint64_t length = left < kBlock ? left : kBlock;
         uint64_t whole = length / kUnit * kUnit, terms = 0;
-        if (whole > 0 && job_.alike && find_steps(begin, whole)) {
+        if (whole > 0 && job_.alike && find_all_steps(begin, whole)) {
             const uint64_t offset = job_.frames[0].at.payload + 64 * job_.bits * (begin / kUnit);
             terms = sum_units_(job_, offset, whole / kUnit, steps_,
                                direct_ ? element_at<float>(job_.out, begin) : sum_);
@@ -30,9 +30,10 @@ class BlockDecoder {
     }
 
   private:
-    bool find_steps(uint64_t begin, uint64_t length) {
+    bool find_all_steps(uint64_t begin, uint64_t length) {
         for (uint32_t f = 0; f < job_.frame_count; ++f)
-            if (!row_steps(job_.frames[f], begin, length, steps_ + kRowSteps * f)) return false;
+            if (!find_steps(job_.frames[f], begin, length, step_factor(job_.bits), steps_ + kBlockSteps * f))
+                return false;
         return true;
     }
 

@@ -8,29 +8,32 @@
 namespace qsgd {
 namespace {
 
-constexpr uint64_t kPrefetchBytes = 1024;  // how far ahead frames are read
+constexpr uint64_t kPrefetchBytes = 2048;  // how far ahead frames are read
 
-// One step for each row of a block, buckets being whole rows; false if one is of a tiny scale.
-inline bool row_steps(const FrameView& frame, uint64_t begin, uint64_t length, float* steps) {
+// The steps of a frame for a block, times `down`: one every kStepRows rows. False if a bucket's scale is
+// tiny.
+inline bool find_steps(const FrameView& frame, uint64_t begin, uint64_t length, float down, float* steps) {
     const uint64_t size = frame.header.bucket_size;
     const uint64_t first = begin / size, buckets = (begin + length - 1) / size - first + 1;
+    const uint8_t* scales = frame.base + QSGD_HEADER_BYTES + 4 * first;
     const float levels = static_cast<float>(frame.header.levels);
-    float bucket_steps[kBlock / 16];
-    memcpy(bucket_steps, frame.base + QSGD_HEADER_BYTES + 4 * first, 4 * buckets);
-    uint32_t tiny = 0;
+    float bucket_steps[kBlock / kStepElements];
+    bool tiny = false;
     for (uint64_t k = 0; k < buckets; ++k) {
-        tiny |= is_tiny(bucket_steps[k]);
-        bucket_steps[k] = grid_step(bucket_steps[k], levels);
+        float scale;
+        memcpy(&scale, scales + 4 * k, sizeof scale);
+        tiny |= is_tiny(scale);
+        bucket_steps[k] = grid_step(scale, levels) * down;
     }
-    uint64_t row = 0;
-    for (uint64_t k = 0; k < buckets; ++k) {
-        const uint64_t bucket_end = ((first + k + 1) * size - begin) / 16, rows = length / 16;
-        const uint64_t end = bucket_end < rows ? bucket_end : rows;
+    const uint64_t all = length / kStepElements;
+    uint64_t bucket_end = ((first + 1) * size - begin) / kStepElements;
+    for (uint64_t k = 0, at = 0; at < all; ++k, bucket_end += size / kStepElements) {
         // The last store may go beyond the bucket: the next bucket's come after it.
-        for (; row < end; row += 16) Lanes::store(steps + row, Lanes::set(bucket_steps[k]));
-        row = end;
+        for (uint64_t i = at; i < all && i < bucket_end; i += 16)
+            Lanes::store(steps + i, Lanes::set(bucket_steps[k]));
+        at = bucket_end;
     }
-    return tiny == 0;
+    return !tiny;
 }
 
 // Rows [FirstRow, FirstRow + Lanes::kRowsAtOnce) of one unit, whose words lie at `offset` of every frame.
@@ -45,20 +48,20 @@ QSGD_INLINE void sum_rows(const DecodeJob& job, uint64_t offset, const float* st
     Lanes::Sum keys[kWords];
     unroll<0, kRows>([&](auto r) QSGD_INLINE_LAMBDA { sum[r.value] = Lanes::zero(); });
     unroll<kOld, kWords>([&](auto w) QSGD_INLINE_LAMBDA { keys[w.value] = running.take_key(); });
-    for (uint32_t f = 0; f < job.frame_count; ++f, steps += kRowSteps) {
+    for (uint32_t f = 0; f < job.frame_count; ++f, steps += kBlockSteps) {
         const uint8_t* at = job.frames[f].base + offset + 64 * kFirstWord;
         Lanes::Int words[kWords];
         unroll<0, kWords>([&](auto w) QSGD_INLINE_LAMBDA {
             words[w.value] = Lanes::load(reinterpret_cast<const uint32_t*>(at + 64 * w.value));
         });
         unroll<kOld, kWords>([&](auto w) QSGD_INLINE_LAMBDA {
-            __builtin_prefetch(at + 64 * w.value + kPrefetchBytes);
+            __builtin_prefetch(at + 64 * w.value + kPrefetchBytes, 0, 2);
             running.sum = Lanes::add_terms(running.sum, words[w.value], keys[w.value]);
         });
         unroll<0, kRows>([&](auto r) QSGD_INLINE_LAMBDA {
             constexpr int kRow = FirstRow + r.value;
-            sum[r.value] =
-                Lanes::add(sum[r.value], value<Bits, kRow * Bits - 32 * kFirstWord>(words, steps[kRow]));
+            sum[r.value] = Lanes::add(
+                sum[r.value], value<Bits, kRow * Bits - 32 * kFirstWord>(words, steps[kRow / kStepRows]));
         });
     }
     const Lanes::Float factor = Lanes::set(job.factor);
@@ -81,7 +84,7 @@ uint64_t sum_units(const DecodeJob& job, uint64_t offset, uint64_t units, const 
         unroll<0, 32 / Lanes::kRowsAtOnce>([&](auto part) QSGD_INLINE_LAMBDA {
             sum_rows<Bits, part.value * Lanes::kRowsAtOnce>(job, offset, steps, out, running);
         });
-        offset += 64 * Bits, steps += kUnit / 16, out += kUnit;
+        offset += 64 * Bits, steps += kUnit / kStepElements, out += kUnit;
     }
     return Lanes::total(running.sum);
 }

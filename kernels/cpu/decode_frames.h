@@ -46,7 +46,8 @@ inline bool packed_alike(const std::vector<FrameView>& views) {
     const Header& first = views[0].header;
     for (const FrameView& view : views) {
         const Header& h = view.header;
-        if (h.codec != QSGD_CODEC_PACKED || h.bucket_size != first.bucket_size || h.bucket_size % 16)
+        if (h.codec != QSGD_CODEC_PACKED || h.bucket_size != first.bucket_size ||
+            h.bucket_size % kStepElements)
             return false;
         if (code_bits(h.levels) != code_bits(first.levels)) return false;
     }
@@ -79,7 +80,7 @@ inline int decode_frames(const uint8_t* frames, uint64_t bytes, uint32_t frame_c
     job.count = expected.count, job.factor = factor, job.out = out;
 
     const uint32_t threads = useful_threads(allowed_threads, job.count);
-    const uint64_t scratch_floats = kRowSteps * frame_count + 16;  // a cache line between threads
+    const uint64_t scratch_floats = kBlockSteps * frame_count + 16;  // a cache line between threads
     std::vector<float> scratch(scratch_floats * threads);
     std::vector<uint64_t> terms(threads);
     parallel(threads, ceil_div(job.count, kBlock), [&](uint32_t worker, uint64_t first, uint64_t last) {

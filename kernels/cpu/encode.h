@@ -104,7 +104,7 @@ class BlockEncoder {
             const Lanes::Float inverse = Lanes::set(bucket_inverses_[k]);
             for (uint64_t i = first; i < last;
                  i += 16) {  // the last store may go beyond the bucket, as above
-                __builtin_prefetch(v + i + kBlock);
+                __builtin_prefetch(v + i + kAhead, 0, 2);
                 const Lanes::Float value = load_some<T>(v + i, job_.spec.count - begin - i);
                 const Lanes::Float x = Lanes::multiply(Lanes::multiply(value, rescale), inverse);
                 Lanes::store(values_ + i, finite ? x : Lanes::zero());

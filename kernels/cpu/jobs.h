@@ -9,6 +9,8 @@ namespace qsgd {
 
 constexpr uint64_t kBlock =
     2560;  // elements worked on at a time: 5 packed units, 32 ternary units, 10 random groups
+constexpr uint64_t kAhead =
+    4 * kBlock;  // elements that are fetched into the second-level cache before their turn
 constexpr uint64_t kLargeBucket =
     1 << 16;                           // from here on scales are found in a pass of their own, in parallel
 constexpr uint64_t kNormChunk = 1024;  // buckets a partial sum of the squared norm
@@ -31,7 +33,7 @@ struct DecodeJob {
     const FrameView* frames;
     uint32_t frame_count;
     uint8_t dtype;
-    bool alike;     // all packed, with the same width and the same buckets of whole rows
+    bool alike;     // all packed, with the same width and the same buckets, multiples of kStepElements
     uint32_t bits;  // that width
     bool stream;    // write around the caches
     uint64_t count;
@@ -39,7 +41,9 @@ struct DecodeJob {
     void* out;
 };
 
-constexpr uint64_t kRowSteps = kBlock / 16 + 16;  // scratch of decode_blocks, per frame
+constexpr int kStepRows = 4;  // rows that share a step where frames are summed together
+constexpr uint64_t kStepElements = 16 * kStepRows;
+constexpr uint64_t kBlockSteps = kBlock / kStepElements + 16;  // scratch of decode_blocks, per frame
 
 struct Kernels {
     const char* name;

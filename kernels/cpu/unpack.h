@@ -29,16 +29,22 @@ QSGD_INLINE Lanes::Int code_at_top(const Lanes::Int* words) {
                              Lanes::shift_left<(end > 32) ? 64 - end : 0>(words[word + 1]));
 }
 
-// The value of that code, `step` being the value of 1.
+// By what the steps given to value() are multiplied. Codes that are not looked up are converted in the top
+// bits, as code * 2^(32 - Bits): both are exact, no step here being tiny.
+constexpr float step_factor(uint32_t bits) {
+    return bits <= Lanes::kLookupBits ? 1.0f : 1.0f / (1u << (32 - bits));
+}
+
+// The value of the code at bit At of each lane's string.
 template <int Bits, int At>
 QSGD_INLINE Lanes::Float value(const Lanes::Int* words, float step) {
-    if constexpr (Bits <= Lanes::kLookupBits)
+    if constexpr (Bits <= Lanes::kLookupBits) {
         return Lanes::lookup<Bits>(code_at_bottom<Bits, At>(words), step);
-    // In the top bits the code is code * 2^(32 - Bits): exact, as is its step, which is not tiny.
-    constexpr uint32_t top = 0xFFFFFFFFu << (32 - Bits);
-    constexpr float down = 1.0f / (1u << (32 - Bits));
-    const Lanes::Int code = Lanes::bit_and(code_at_top<Bits, At>(words), Lanes::set(top));
-    return Lanes::multiply(Lanes::convert(code), Lanes::set(step * down));
+    } else {
+        constexpr uint32_t top = 0xFFFFFFFFu << (32 - Bits);
+        const Lanes::Int code = Lanes::bit_and(code_at_top<Bits, At>(words), Lanes::set(top));
+        return Lanes::multiply(Lanes::convert(code), Lanes::set(step));
+    }
 }
 
 template <int Bits>
