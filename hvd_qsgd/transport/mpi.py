@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from typing import Any
 
 import numpy as np
@@ -32,21 +31,27 @@ class MpiTransport:
         self.comm = comm.Dup()
         self.rank = int(comm.Get_rank())
         self.size = int(comm.Get_size())
-        self._waiting: collections.deque[_Gathering] = collections.deque()
+        self._asked: list[_Gathering] = []  # not yet complete, in the order of asking
 
     def allgather(self, words: Words, name: str, bound: int) -> _Gathering:
         """Start gathering ``words`` of all ranks; ``name`` and ``bound`` do not matter to MPI."""
         gathering = _Gathering(self, words)
-        self._waiting.append(gathering)
+        self._asked.append(gathering)
         return gathering
 
-    def start_until(self, gathering: _Gathering) -> None:
-        """Send the words of all that were asked for up to ``gathering``: in the order of asking, on every rank."""
-        while self._waiting:
-            oldest = self._waiting.popleft()
-            oldest.start()
-            if oldest is gathering:
-                return
+    def complete(self, gathering: _Gathering) -> None:
+        """Complete everything up to ``gathering``, in the order of asking: on every rank the same.
+
+        What nobody waits for any more, after an exception, is received all the same: its memory must last until then.
+        """
+        if gathering.done:
+            return
+        due = self._asked[: self._asked.index(gathering) + 1]
+        for asked in due:
+            asked.send()
+        for asked in due:
+            asked.receive()
+        del self._asked[: len(due)]
 
 
 class _Gathering:
@@ -55,23 +60,26 @@ class _Gathering:
     def __init__(self, transport: MpiTransport, words: Words) -> None:
         self._transport = transport
         self._words = words
+        self._own_size = np.array([words.size], np.int64)
         self._sizes = np.empty(transport.size, np.int64)
         self._gathered = self._sizes[:0]
-        self._request = transport.comm.Iallgather(np.array([words.size], np.int64), self._sizes)
-        self._started = False
+        self._request = transport.comm.Iallgather(self._own_size, self._sizes)
+        self.done = False
 
-    def start(self) -> None:
+    def send(self) -> None:
         """Lengths are here: send the words."""
         self._request.Wait()
-        self._started = True
         self._gathered = np.empty(int(self._sizes.sum()), np.int64)
         places = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
         receive = [self._gathered, self._sizes, places, self._transport.mpi.INT64_T]
         self._request = self._transport.comm.Iallgatherv(self._words, receive)
 
+    def receive(self) -> None:
+        """Wait until all words are here."""
+        self._request.Wait()
+        self.done = True
+
     def wait(self) -> Words:
         """Words of all ranks, in rank order."""
-        if not self._started:
-            self._transport.start_until(self)
-        self._request.Wait()
+        self._transport.complete(self)
         return self._gathered
