@@ -81,7 +81,7 @@ test: $(ENV) kernels                 ## run the tests; ARGS='-k name' passes opt
 SANITIZED_TESTS = $(filter-out %_statistics.py,$(wildcard tests/test_kernels*.py tests/test_frame*.py))
 asan-test: $(ENV) asan-kernels       ## run the kernel tests under the sanitizers
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 HVD_QSGD_LIBRARY=$(ASAN_LIBRARY) \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HVD_QSGD_LIBRARY=$(ASAN_LIBRARY) \
 	$(PYTHON) -m pytest -q -p no:cacheprovider --capture=sys $(SANITIZED_TESTS) $(ARGS)
 
 KERNEL_FILES = $(wildcard kernels/*.h kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cc)
