@@ -33,7 +33,9 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False)
     parser.add_argument("--framework", choices=frameworks, default="torch")
     parser.add_argument("--np", type=positive, default=2, metavar="N", help="ranks (default: 2)")
-    parser.add_argument("--bits", type=int, default=4, metavar="B", help="of QSGD (default: 4)")
+    parser.add_argument(
+        "--bits", type=int, choices=range(2, 9), default=4, metavar="B", help="of QSGD: 2 to 8 (default: 4)"
+    )
     parser.add_argument(
         "--epochs", type=positive, metavar="N", help=f"(default: {EPOCHS}, or {QUICK_EPOCHS} if --quick)"
     )
@@ -61,6 +63,7 @@ def train(options: argparse.Namespace, name: str, arguments: list[str]) -> dict[
     except FileNotFoundError as error:
         raise DemoError(f"{error}: run `make env`, then `make demo`") from error
 
+    environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # a rank that waits leaves its core to the others
     status, tail = run_job(command, environment, log)
     if status or not result.exists():
         raise DemoError(

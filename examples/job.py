@@ -16,7 +16,7 @@ RANK_0 = re.compile(r"^\[(?:1,)?0\]<stdout>: ?")
 TAIL_LINES = 25
 
 
-def run_job(command: Sequence[str], environment: Mapping[str, str] | None, log: Path) -> tuple[int, str]:
+def run_job(command: Sequence[str], environment: Mapping[str, str], log: Path) -> tuple[int, str]:
     """Run ``command`` to its end, its output in ``log``. Returns the exit status and the last lines."""
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     # A session of its own: Ctrl-C reaches this program only, which then ends all that it started.

@@ -11,7 +11,9 @@ OMIT = argparse.SUPPRESS
 
 def parse_options(description: str | None) -> argparse.Namespace:
     """The command line, the same for every example."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     qsgd = parser.add_argument_group("gradient compression")
     qsgd.add_argument("--compression", choices=("none", "fp16", "qsgd"), default="qsgd", help="default: qsgd")
     qsgd.add_argument("--bits", type=int, default=OMIT, metavar="B", help="bits a value, 2 to 8 (default: 4)")

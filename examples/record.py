@@ -45,10 +45,13 @@ class Record:
         self._epoch += 1
         self._losses = []
         title = f"epoch {self._epoch}/{self._options.epochs}"
-        with tqdm(desc=title, total=len(batches), disable=not (self._speaks and sys.stderr.isatty())) as bar:
+        with tqdm(
+            desc=title, total=len(batches), unit="step", disable=not (self._speaks and sys.stderr.isatty())
+        ) as bar:
             start = said = time.perf_counter()
             for number, batch in enumerate(batches, 1):
                 yield batch
+                bar.set_postfix_str(f"training loss {self._losses[-1]:.3f}", refresh=False)
                 bar.update()
                 now = time.perf_counter()
                 if bar.disable and now - said > SECONDS_BETWEEN_LINES and number < len(batches):
@@ -83,16 +86,18 @@ class Record:
         if stats is None:
             sent: float = BYTES_PER_VALUE[self._options.compression] * parameters
         else:
-            sent = (stats.bytes_sent + stats.bytes_uncompressed) / stats.steps
+            sent = (stats.bytes_sent + stats.bytes_uncompressed) / steps
             values["stats"] = dataclasses.asdict(stats)
+        if values["ranks"] == 1:
+            sent = 0  # to whom?
         values["parameters"] = parameters
         values["bytes_per_step"] = sent
         values["bits_per_coordinate"] = 8 * sent / parameters
-        values["compression_ratio"] = BYTES_PER_VALUE["none"] * parameters / sent
+        values["compression_ratio"] = BYTES_PER_VALUE["none"] * parameters / sent if sent else 0.0
         values["seconds_per_step"] = values["seconds_training"] / steps
         self.say(
             f"each rank sent {sent / 1e6:.2f} MB a step: {values['bits_per_coordinate']:.2f} bits a coordinate, "
-            f"{values['compression_ratio']:.2f} times less than uncompressed; {values['seconds_per_step']:.3f} s a step"
+            f"compression ratio {values['compression_ratio']:.2f}; {values['seconds_per_step']:.3f} s a step"
         )
         if self._options.output and self._speaks:
             self._options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -164,7 +164,7 @@ def test_every_rank_has_its_own_images():
 
 def test_a_failing_launcher_is_shown(tmp_path, monkeypatch):
     program = "print('first'); print('[1,0]<stderr>: the reason'); raise SystemExit(3)"
-    monkeypatch.setattr(demo, "horovodrun_command", lambda *_: ([sys.executable, "-c", program], None))
+    monkeypatch.setattr(demo, "horovodrun_command", lambda *_: ([sys.executable, "-c", program], {}))
     options = argparse.Namespace(
         framework="torch", np=2, epochs=1, quick=True, data_dir=None, controller="mpi", output_dir=tmp_path
     )
