@@ -52,12 +52,13 @@ def test_bits_are_levels(bits: int | None, levels: int) -> None:
     assert hvd_qsgd.inspect(hvd_qsgd.encode(VALUES, codec="ternary")).levels == 1
 
 
+@pytest.mark.filterwarnings("error")
 def test_float64_is_rounded_to_float32() -> None:
     values = np.random.default_rng(1).standard_normal(100) * 1e-3
     assert hvd_qsgd.encode(values) == hvd_qsgd.encode(values.astype(np.float32))
     assert hvd_qsgd.decode(hvd_qsgd.encode(values)).dtype == np.float32
     assert hvd_qsgd.encode([0.5, -2.0]) == hvd_qsgd.encode(np.array([0.5, -2.0], np.float32))
-    too_large = hvd_qsgd.decode(hvd_qsgd.encode([1e300, 1.0], bucket_size=1))  # and no warning: pytest would show it
+    too_large = hvd_qsgd.decode(hvd_qsgd.encode([1e300, 1.0], bucket_size=1))  # and no warning
     assert np.isnan(too_large[0])
     assert too_large[1] == 1
 

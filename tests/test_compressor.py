@@ -47,6 +47,19 @@ def test_frames_are_made_for_the_step_and_tensor() -> None:
     assert same_bits(decoded, hvd_qsgd.decode(frame))
 
 
+def test_every_reduced_token_is_checked() -> None:
+    """One that was found right need not be looked at again, another one must."""
+    core, ranks = compressor(), Ranks(1, 4, object())
+    for scale in (1, 1, 0.25, 1, 0.25):
+        ticket = leave(core, "w", ranks=ranks)
+        reduced = [scale, *(4 * scale * entry for entry in core.token(ticket)[1:])]
+        assert core.factor(ticket, reduced) == scale
+    for wrong in ([0.5, *reduced[1:]], [*reduced[:-1], 0.5], [float("nan")] * 16, reduced[:-1]):
+        with pytest.raises(QSGDError):
+            core.factor(leave(core, "w", ranks=ranks), wrong)
+    assert core.factor(leave(core, "w", ranks=ranks), reduced) == 0.25
+
+
 def test_what_cannot_be_encoded_is_told() -> None:
     core = compressor()
     ticket = leave(core, "w", 1000)
@@ -94,7 +107,7 @@ def test_state_continues_a_run() -> None:
     }  # fmt: skip
     for stored in (json.loads(json.dumps(state)), pickle.loads(pickle.dumps(state)), copy.deepcopy(state)):
         other = compressor(seed=99)
-        go(other, "a")
+        arrive(other, leave(other, "a", 600))  # what is kept from step to step is of the old state
         other.load(stored)
         assert other.state() == state
         ticket = leave(other, "a", 600)

@@ -47,23 +47,27 @@ LARGER = 2**22 + 12345  # enough for four
 
 
 @pytest.mark.parametrize(
-    ("codec", "levels", "bucket_size", "norm", "dtype", "n"),
+    ("codec", "levels", "bucket_size", "norm", "dtype", "n", "kind", "factor"),
     [
-        ("packed", 7, 512, "max", "float32", LARGER),
-        ("packed", 7, 65536, "l2", "float32", LARGE),
-        ("packed", 127, 100, "l2", "bfloat16", LARGE),
-        ("packed", 1, None, "l2", "float32", LARGER),
-        ("packed", 2, None, "max", "float16", LARGE),
-        ("ternary", 1, 3001, "l2", "float32", LARGE),
-        ("ternary", 1, None, "max", "bfloat16", LARGE),
+        ("packed", 7, 512, "max", "float32", LARGER, "patchwork", 0.5),
+        ("packed", 7, 65536, "l2", "float32", LARGE, "gaussian", 0.5),
+        ("packed", 127, 100, "l2", "bfloat16", LARGE, "special", 0.5),
+        ("packed", 1, None, "l2", "float32", LARGER, "mixed", 0.5),
+        ("packed", 2, None, "max", "float16", LARGE, "sparse", 0.5),
+        ("packed", 5, 1024, "max", "float32", LARGE, "huge", 0.0),  # infinity times 0
+        ("ternary", 1, 3001, "l2", "float32", LARGE, "gaussian", 0.5),
+        ("ternary", 1, None, "max", "bfloat16", LARGE, "gaussian", 0.5),
     ],
 )
-def test_threads(codec: str, levels: int, bucket_size: int | None, norm: str, dtype: str, n: int) -> None:
+def test_threads(
+    codec: str, levels: int, bucket_size: int | None, norm: str, dtype: str, n: int, kind: str, factor: float
+) -> None:
     how: Case = {"codec": codec, "levels": levels, "bucket_size": bucket_size, "norm": norm, "dtype": dtype}
-    array = make_input("gaussian", n, dtype)
+    array = make_input(kind, n, dtype)
     frames = [ref.encode(array, **how, squared_norm=True, rank=rank) for rank in range(2)]
-    where = {"count": n, "dtype": dtype, "factor": 0.5}
+    where = {"count": n, "dtype": dtype, "factor": factor}
     values = ref.decode_sum(frames, tensor=0, step=0, **where)
+    assert factor != 0 or (np.isnan(values).any() and not np.isnan(values).all())
     for kernels, threads in itertools.product(all_kernels(), (1, 4)):
         assert kernels.encode(array, **how, squared_norm=True, threads=threads) == frames[0], (kernels.isa, threads)
         for offset in (0, 4):
