@@ -23,7 +23,6 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".ready"
 REQUIREMENTS = ROOT / "requirements"
 MISLEADING = ("PYTHONPATH", "PYTHONHOME", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CHECK = (
     "import horovod.tensorflow as t, horovod.torch as p; "
     "assert p.mpi_built() and p.gloo_built() and t.mpi_built() and t.gloo_built()"
@@ -80,13 +79,13 @@ def install_packages(env: dict[str, str]) -> None:
 
 
 def install_torch(env: dict[str, str]) -> None:
-    """The CPU build: from pip's own sources if they have it, else from PyTorch's; else whatever PyPI has."""
+    """The CPU build if pip's sources have it, else what they have."""
     (torch,) = (line for line in (REQUIREMENTS / "torch.txt").read_text().splitlines() if line.startswith("torch=="))
-    cpu = ("--no-deps", "--only-binary", ":all:", f"{torch}+cpu")
     say("installing PyTorch (200 MB; 1 minute) ...")
-    if attempt(pip(*cpu), env) or attempt(pip("--index-url", TORCH_CPU_INDEX, *cpu), env):
+    if attempt(pip("--no-deps", "--only-binary", ":all:", f"{torch}+cpu"), env):
         return
-    step("no CPU build found: installing PyTorch from PyPI (may take several GB)", pip(torch), env=env)
+    say("pip finds no CPU build; with PIP_EXTRA_INDEX_URL set to PyTorch's index of CPU builds it would")
+    step("installing PyTorch with CUDA (may take several GB)", pip(torch), env=env)
 
 
 def install_horovod(env: dict[str, str]) -> None:
