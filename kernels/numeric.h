@@ -16,11 +16,12 @@
 
 namespace qsgd {
 
-constexpr float kTiny = 0x1p-80f;           // scales below are decoded and encoded rescaled
-constexpr float kRescale = 0x1p64f;         // by this power of two
-constexpr float kUnrescale = 0x1p-64f;      //
-constexpr float kFractionOne = 0x1p24f;     // T = x * 2^24
-constexpr uint32_t kNanBits = 0x7FC00000u;  // the canonical NaN
+constexpr uint32_t kTinyBits = 0x17800000u;  // 2^-80: scales below are decoded and encoded rescaled
+constexpr float kRescale = 0x1p64f;          // by this power of two
+constexpr float kUnrescale = 0x1p-64f;       //
+constexpr float kFractionOne = 0x1p24f;      // T = x * 2^24
+constexpr uint32_t kNanBits = 0x7FC00000u;   // the canonical NaN
+constexpr uint32_t kOneBits = 0x3F800000u;
 constexpr uint32_t kInfBits = 0x7F800000u;
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15ull;
 constexpr uint64_t kSumBlock = 4096;  // elements a block of the sum of squares
@@ -42,28 +43,32 @@ QSGD_HD uint32_t bits_from_float(float value) {
     return bits;
 }
 
-QSGD_HD bool is_tiny(float scale) { return scale < kTiny && scale > 0; }
 QSGD_HD bool is_finite(float value) { return (bits_from_float(value) & kInfBits) != kInfBits; }
 QSGD_HD bool is_finite(double value) { return value - value == 0; }
 
 // Whether a frame may hold this scale: +0, positive and finite, or the canonical NaN.
 QSGD_HD bool is_scale(uint32_t bits) { return bits < kInfBits || bits == kNanBits; }
 
+// Of scales, by their bits and without branches: loops over them become vectors.
+QSGD_HD uint32_t is_positive(float scale) { return bits_from_float(scale) - 1 < kInfBits - 1; }
+QSGD_HD uint32_t is_tiny(float scale) { return bits_from_float(scale) - 1 < kTinyBits - 1; }
+QSGD_HD float rescaled(float scale) {
+    return scale * float_from_bits(kOneBits + (is_tiny(scale) << 29));
+}  // 2^64
+
 // What an element is multiplied by (after *rescale) to become a number in [-top, top], top being levels *
 // 2^24.
 QSGD_HD float inverse_step(float scale, float top) {
-    if (!(scale > 0)) return 0;  // an all-zero or non-finite bucket: every code is 0
-    const float m = scale < kTiny ? scale * kRescale : scale;
-    const float inverse = top / m;
-    return inverse * m < top ? float_from_bits(bits_from_float(inverse) + 1) : inverse;
+    const float m = rescaled(scale), inverse = top / m;
+    const uint32_t next = inverse * m < top;
+    return float_from_bits((bits_from_float(inverse) + next) * is_positive(scale));  // else every code is 0
 }
 
 // The value of code 1, still rescaled if is_tiny(scale).
 QSGD_HD float grid_step(float scale, float levels) {
-    const float m = scale < kTiny ? scale * kRescale : scale;
-    const float step = m / levels;
-    const bool overflows = bits_from_float(levels * step) == kInfBits;
-    return overflows ? float_from_bits(bits_from_float(step) - 1) : step;
+    const float step = rescaled(scale) / levels;
+    const uint32_t overflows = bits_from_float(levels * step) == kInfBits;
+    return float_from_bits(bits_from_float(step) - overflows);
 }
 
 // min(f32(sqrt(sum)), FLT_MAX), the l2 scale.

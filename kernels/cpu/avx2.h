@@ -183,7 +183,7 @@ struct Lanes {
     // Philox: 32-bit numbers in the low halves of 64-bit lanes, whose high halves are ignored.
     using Wide = __m256i;
     static constexpr int kPairs = 2;  // of Wides, one for the even and one for the odd of eight lanes
-    static constexpr int kPairsAtOnce = 1;
+    static constexpr int kPairsAtOnce = 2;
     static Wide wide(uint32_t v) { return _mm256_set1_epi64x(v); }
     static Wide wide_lanes(uint32_t first) {  // first, first + 2, ...
         return _mm256_add_epi64(_mm256_set1_epi64x(first), _mm256_set_epi64x(6, 4, 2, 0));

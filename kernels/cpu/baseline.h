@@ -39,10 +39,14 @@ struct Lanes {
         return {{part(0), part(1), part(2), part(3)}};
     }
 
-    static Int load(const uint32_t* p) {
-        Int v;
-        memcpy(&v, p, sizeof v);
+    template <class Vector>
+    static Vector load16(const void* p, int k) {
+        Vector v;
+        memcpy(&v, static_cast<const char*>(p) + 16 * k, sizeof v);
         return v;
+    }
+    static Int load(const uint32_t* p) {
+        return each<Int>([=](int k) { return load16<Uint4>(p, k); });
     }
     static void store(uint32_t* p, Int v) { memcpy(p, &v, sizeof v); }
     static void store_low_bytes(int8_t* p, Int v) {
@@ -100,9 +104,7 @@ struct Lanes {
     }
     static Float zero() { return Float{}; }
     static Float load(const float* p) {
-        Float v;
-        memcpy(&v, p, sizeof v);
-        return v;
+        return each<Float>([=](int k) { return load16<Float4>(p, k); });
     }
     static Float load_float16(const uint16_t* p) {
         float v[16];
@@ -212,7 +214,7 @@ struct Lanes {
     // Philox: 32-bit numbers in the low halves of 64-bit lanes, whose high halves are ignored.
     using Wide = Long2;
     static constexpr int kPairs = 4;  // of Wides, one for the even and one for the odd of four lanes
-    static constexpr int kPairsAtOnce = 1;
+    static constexpr int kPairsAtOnce = 2;
     static Wide wide(uint32_t v) { return Wide{v, v}; }
     static Wide wide_lanes(uint32_t first) { return Wide{first, first + 2}; }
     static Wide wide_multiply(Wide x, Wide y) {

@@ -80,8 +80,7 @@ class BlockDecoder {
         for (uint64_t from = 0; from < length; ++bucket) {
             const uint64_t bucket_end = (bucket + 1) * size - begin;
             const uint64_t to = bucket_end < length ? bucket_end : length;
-            float scale;
-            memcpy(&scale, frame.base + QSGD_HEADER_BYTES + 4 * bucket, sizeof scale);
+            const float scale = load_float(frame.base + QSGD_HEADER_BYTES, bucket);
             add_bucket(from, to, grid_step(scale, levels), is_tiny(scale) ? kUnrescale : 1.0f);
             from = to;
         }

@@ -10,6 +10,12 @@ namespace {
 
 constexpr uint64_t kPrefetchBytes = 2048;  // how far ahead frames are read
 
+inline float load_float(const uint8_t* base, uint64_t i) {
+    float value;
+    memcpy(&value, base + 4 * i, sizeof value);
+    return value;
+}
+
 // The steps of a frame for a block, times `down`: one every kStepRows rows. False if a bucket's scale is
 // tiny.
 inline bool find_steps(const FrameView& frame, uint64_t begin, uint64_t length, float down, float* steps) {
@@ -17,14 +23,12 @@ inline bool find_steps(const FrameView& frame, uint64_t begin, uint64_t length, 
     const uint64_t first = begin / size, buckets = (begin + length - 1) / size - first + 1;
     const uint8_t* scales = frame.base + QSGD_HEADER_BYTES + 4 * first;
     const float levels = static_cast<float>(frame.header.levels);
-    float bucket_steps[kBlock / kStepElements];
-    bool tiny = false;
-    for (uint64_t k = 0; k < buckets; ++k) {
-        float scale;
-        memcpy(&scale, scales + 4 * k, sizeof scale);
-        tiny |= is_tiny(scale);
-        bucket_steps[k] = grid_step(scale, levels) * down;
-    }
+    float bucket_steps[kBlockSteps];
+    uint32_t tiny = 0;
+    for (uint64_t k = 0; k < buckets; ++k) tiny |= is_tiny(load_float(scales, k));
+    for (uint64_t k = 0; k < roundup16(buckets);
+         ++k)  // whole vectors; what is beyond is payload and not used
+        bucket_steps[k] = grid_step(load_float(scales, k), levels) * down;
     const uint64_t all = length / kStepElements;
     uint64_t bucket_end = ((first + 1) * size - begin) / kStepElements;
     for (uint64_t k = 0, at = 0; at < all; ++k, bucket_end += size / kStepElements) {

@@ -13,7 +13,7 @@ class BlockEncoder {
   public:
     BlockEncoder(const EncodeJob& job, uint64_t first_block)
         : job_(job),
-          statistics_(statistics_of(job.spec.dtype, job.spec.norm == QSGD_NORM_L2)),
+          find_scales_(find_scales_of(job.spec.dtype, job.spec.norm)),
           bits_(code_bits(job.spec.levels)),
           pack_units_(pack_units_of(bits_)),
           levels_(static_cast<float>(job.spec.levels)),
@@ -22,7 +22,7 @@ class BlockEncoder {
         next_bucket_ = ceil_div(begin, bucket);          // the first bucket that begins here
         if (!job.scales_ready && begin % bucket != 0) {  // an earlier range writes this one
             open_bucket_ = begin / bucket;
-            open_scale_ = find_scale(open_bucket_);
+            find_scales_(job, open_bucket_, open_bucket_ + 1, &open_scale_);
         }
     }
 
@@ -43,19 +43,13 @@ class BlockEncoder {
     }
 
   private:
-    float find_scale(uint64_t bucket) const {
-        const qsgd_spec& spec = job_.spec;
-        return scale_of(statistics_(job_.gradient, bucket * spec.bucket_size, bucket_length(spec, bucket)),
-                        spec.norm);
-    }
-
     uint8_t* scale_place(uint64_t bucket) const { return job_.frame + QSGD_HEADER_BYTES + 4 * bucket; }
 
+    // Scales of all buckets that begin before `end`.
     void find_scales(uint64_t end) {
-        for (; next_bucket_ * job_.spec.bucket_size < end; ++next_bucket_) {
-            const float scale = find_scale(next_bucket_);
-            memcpy(scale_place(next_bucket_), &scale, sizeof scale);
-        }
+        const uint64_t last = ceil_div(end, job_.spec.bucket_size);
+        if (last > next_bucket_) find_scales_(job_, next_bucket_, last, scale_place(next_bucket_));
+        next_bucket_ = last;
     }
 
     // Scales of the buckets that meet the block, and their inverses; false if one is tiny or not finite.
@@ -66,10 +60,9 @@ class BlockEncoder {
         if (open) scales_[0] = open_scale_;
         memcpy(scales_ + open, scale_place(first_bucket_ + open), 4 * (buckets - open));
         uint32_t special = 0;
-        for (uint64_t k = 0; k < buckets; ++k) {
+        for (uint64_t k = 0; k < buckets; ++k) special |= is_tiny(scales_[k]) | !is_finite(scales_[k]);
+        for (uint64_t k = 0; k < roundup16(buckets); ++k)  // whole vectors; what is beyond is not used
             bucket_inverses_[k] = inverse_step(scales_[k], levels_ * kFractionOne);
-            special |= is_tiny(scales_[k]) | !is_finite(scales_[k]);
-        }
         return special == 0;
     }
 
@@ -149,7 +142,7 @@ class BlockEncoder {
     }
 
     const EncodeJob& job_;
-    const StatisticsOf statistics_;
+    const FindScales find_scales_;
     const uint32_t bits_;
     const PackUnits pack_units_;
     const float levels_;

@@ -28,7 +28,8 @@ struct Quantizer {
     template <int Row>
     QSGD_INLINE Lanes::Int row(const Rows& rows, const uint32_t* words) const {
         const float* values = rows.values + 16 * Row;
-        __builtin_prefetch(values + kAhead, 0, 2);
+        __builtin_prefetch(values + kBlock);        // the next block: its scales are found first
+        __builtin_prefetch(values + kAhead, 0, 2);  // from memory into the second-level cache
         const Lanes::Float x = Lanes::multiply(Lanes::load(values), Lanes::set(rows.inverses[Row]));
         const Lanes::Int word = Lanes::load(words + 16 * (Row / 4));
         const Lanes::Int random = Row % 4 == 0 ? word : Lanes::multiply(word, multipliers[Row % 4]);

@@ -26,7 +26,7 @@ class Random {
     }
 
     // The words of the two groups of unit number `unit`: word w of lane l of a group is out[16 * w + l].
-    __attribute__((noinline)) void words(uint64_t unit, uint32_t* out) const {
+    QSGD_INLINE void words(uint64_t unit, uint32_t* out) const {
         const uint64_t block = 32 * unit;
         // Round 1 turns c0 into a scalar, whose product is the same in all lanes in round 2.
         const uint64_t p0 = static_cast<uint64_t>(kPhiloxM0) * (high_ ^ static_cast<uint32_t>(block >> 32));

@@ -22,6 +22,8 @@ Statistics block_statistics(const void* v, uint64_t first, uint64_t length) {
     };
     const auto* p = element_at<typename T::Element>(v, first);
     uint64_t i = 0;
+    for (; i + 64 <= length; i += 64)
+        unroll<0, 4>([&](auto k) QSGD_INLINE_LAMBDA { add(T::load(p + i + 16 * k.value)); });
     for (; i + 16 <= length; i += 16) add(T::load(p + i));
     if (i < length) add(load_some<T>(p + i, length - i));  // its zeros change nothing
     return {kSquares ? 0 : Lanes::largest(largest), kSquares ? Lanes::fold(squares) : 0};
@@ -50,9 +52,29 @@ inline StatisticsOf statistics_of(uint8_t dtype, bool squares) {
     });
 }
 
+// The scales of buckets [first, last) to `out`.
+using FindScales = void (*)(const EncodeJob& job, uint64_t first, uint64_t last, void* out);
+
 inline uint64_t bucket_length(const qsgd_spec& spec, uint64_t bucket) {
     const uint64_t left = spec.count - bucket * spec.bucket_size;
     return left < spec.bucket_size ? left : spec.bucket_size;
+}
+
+template <class T, bool kL2>
+void find_scales(const EncodeJob& job, uint64_t first, uint64_t last, void* out) {
+    for (uint64_t bucket = first; bucket < last; ++bucket) {
+        const Statistics s = bucket_statistics<T, kL2>(job.gradient, bucket * job.spec.bucket_size,
+                                                       bucket_length(job.spec, bucket));
+        const float scale = scale_of(s, kL2 ? QSGD_NORM_L2 : QSGD_NORM_MAX);
+        memcpy(element_at<float>(out, bucket - first), &scale, sizeof scale);
+    }
+}
+
+inline FindScales find_scales_of(uint8_t dtype, uint8_t norm) {
+    return with_dtype(dtype, [=](auto t) -> FindScales {
+        using T = decltype(t);
+        return norm == QSGD_NORM_L2 ? find_scales<T, true> : find_scales<T, false>;
+    });
 }
 
 void sum_blocks(const EncodeJob& job, uint64_t first, uint64_t last, double* sums, uint32_t* largest) {
