@@ -1,0 +1,108 @@
+"""The ways in which frames travel give the same results."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import horovod.torch as hvd
+import pytest
+import ranktools as rt
+import torch
+
+import hvd_qsgd.torch
+from hvd_qsgd.torch import QSGD
+from hvd_qsgd.transport.horovod import HorovodTransport
+
+
+def training(compressor: QSGD, model: torch.nn.Module) -> str:
+    optimizer = rt.wrap(model, compressor)
+    for step in range(5):
+        rt.loss_of(model, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return rt.assert_replicas_equal(model.parameters())
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_mpi_gives_the_same_bits(named: bool) -> None:
+    def run(transport: str) -> str:
+        model = rt.mlp()
+        names = model.named_parameters() if named else None
+        return training(QSGD(3, min_size=0, named_parameters=names, transport=transport), model)
+
+    assert run("mpi") == run("horovod")
+
+
+@pytest.mark.parametrize("transport", ["horovod", "mpi"])
+def test_every_dtype_and_size(transport: str) -> None:
+    tensors = [
+        rt.randn(*shape, dtype=dtype)
+        for shape in ((), (1,), (700, 3), (0, 4), (33, 31))
+        for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    ]
+    theirs = rt.reduced(tensors, QSGD(5, min_size=0))
+    compressor = QSGD(5, min_size=0, transport=transport)
+    ours = rt.reduced(tensors, compressor)
+    assert rt.digest(ours) == rt.digest(theirs)
+    again = rt.reduced(list(reversed(tensors)), compressor)
+    for tensor, result in zip(reversed(tensors), again):
+        rt.assert_within_grid(result, tensor, bits=5)
+
+
+def test_mpi_within_a_process_set() -> None:
+    process_set = rt.EVEN if rt.EVEN.included() else rt.ODD
+    gradient = rt.randn(50, 50)
+    results = [
+        rt.reduced(gradient, QSGD(process_set=process_set, transport=transport), name="within", process_set=process_set)
+        for transport in ("mpi", "horovod")
+    ]
+    assert torch.equal(*results)
+    rt.assert_within_grid(results[0], gradient, everyone=[rt.randn(50, 50, rank=rank) for rank in process_set.ranks])
+
+
+@pytest.mark.parametrize("max_words", [1000, 301, 64, 1])
+@pytest.mark.parametrize("same", [True, False])
+def test_frames_that_are_cut_in_parts(monkeypatch: pytest.MonkeyPatch, max_words: int, same: bool) -> None:
+    """Also when the ranks' frames are of different lengths."""
+    bits = 4 if same else [2, 8, 3, 5][rt.RANK]
+    small, large = rt.randn(3, 5), rt.randn(30, 40) if max_words < 64 else rt.randn(50, 60)
+    whole = rt.reduced([small, large, small], QSGD(bits, min_size=0))
+    started = []
+    start = hvd.allgather_async
+
+    def counting(words: torch.Tensor, **how: Any) -> Any:
+        started.append(len(words))
+        return start(words, **how)
+
+    monkeypatch.setattr(hvd, "allgather_async", counting)
+    monkeypatch.setattr(hvd_qsgd.torch, "HorovodTransport", functools.partial(HorovodTransport, max_words=max_words))
+    compressor = QSGD(bits, min_size=0)
+    for step in range(2):
+        parts = rt.reduced([small, large, small], compressor)
+        if step == 0:
+            assert len(started) > 4
+            assert max(started) * rt.SIZE <= max(max_words, rt.SIZE)
+            assert rt.digest(parts) == rt.digest(whole)
+    rt.assert_replicas_equal(parts)
+
+
+def test_a_step_given_up_while_its_parts_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hvd_qsgd.torch, "HorovodTransport", functools.partial(HorovodTransport, max_words=500))
+    compressor = QSGD()
+    gradient = rt.randn(50, 60)
+    for _ in range(5):
+        compressor.compress(gradient)
+        result = rt.reduced(gradient, compressor)
+    rt.assert_within_grid(result, gradient)
+    rt.assert_replicas_equal([result])
+
+
+def test_hundreds_of_tensors_of_new_sizes() -> None:
+    compressor = QSGD(min_size=0)
+    for k in range(3):
+        tensors = [rt.randn(1, 1 + i + 100 * k) for i in range(100)]
+        results = rt.reduced(tensors, compressor)
+        for i in (0, 50, 99):
+            rt.assert_within_grid(results[i], tensors[i])
+        rt.assert_replicas_equal(results)
