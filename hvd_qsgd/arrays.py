@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def encode(
         rank=whole_number("rank", rank, 0, 2**32 - 1),
         tensor=whole_number("tensor", tensor, 0, 2**32 - 1),
         step=whole_number("step", step, 0, 2**32 - 1),
-        flags=wire.SQUARED_NORM if squared_norm else 0,
+        flags=wire.SQUARED_NORM if _truth("squared_norm", squared_norm) else 0,
     )
     frame = np.empty(native.frame_bytes(spec), np.uint8)
     native.encode(spec, values.ctypes.data, frame.ctypes.data, frame.size)
@@ -77,10 +78,14 @@ def decode_sum(frames_in_rank_order: Sequence[bytes | bytearray | memoryview], f
     if not frames_in_rank_order:
         raise QSGDError("there is nothing to decode: pass at least one frame")
     header = inspect(frames_in_rank_order[0])
-    buffer = np.frombuffer(b"".join(bytes(frame) for frame in frames_in_rank_order), np.uint8)
+    if not isinstance(factor, numbers.Real):
+        raise QSGDError(f"factor={factor!r} is not a number")
+    buffer = np.concatenate([_bytes_of(frame) for frame in frames_in_rank_order])
     expected = native.Expectation(header.count, header.tensor, header.step, wire.DTYPES[header.dtype], header.rank)
-    out = wire_array(header.count, header.dtype)
-    frames.decode_sum(buffer.ctypes.data, buffer.size, len(frames_in_rank_order), expected, factor, out.ctypes.data)
+    out = wire_array(header.count if header.codec in wire.CODECS else 0, header.dtype)
+    frames.decode_sum(
+        buffer.ctypes.data, buffer.size, len(frames_in_rank_order), expected, float(factor), out.ctypes.data
+    )
     return from_wire(out, header.dtype)
 
 
@@ -90,11 +95,29 @@ def inspect(frame: bytes | bytearray | memoryview) -> wire.Header:
     Raises:
         QSGDError: it is no valid frame.
     """
-    data = np.frombuffer(frame, np.uint8)
-    status, _ = native.check(data.ctypes.data, data.size) if data.size else (10, 0)
+    data = _bytes_of(frame)
+    status, _ = native.check(data.ctypes.data, data.size)
     if status not in (native.OK, native.ERROR_FRAME):
         raise QSGDError(f"the frame {native.FRAME_STATUS[status]}")
     return wire.parse(data.data.cast("B"))
+
+
+def _bytes_of(frame: Any) -> Array:
+    """The bytes of a frame, wherever they are, without a copy."""
+    try:
+        data = memoryview(frame).cast("B")
+    except TypeError:
+        raise QSGDError(
+            f"a frame is bytes, a bytearray or a contiguous memoryview, not {type(frame).__name__}"
+        ) from None
+    # NumPy makes no array of nothing.
+    return np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
+
+
+def _truth(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise QSGDError(f"{name}={value!r} is neither True nor False")
+    return bool(value)
 
 
 def as_gradient(array: npt.ArrayLike) -> tuple[Array, str]:

@@ -142,7 +142,8 @@ class Compressor:
         try:
             buffer, address = allocate(size)
             native.encode(slot.spec, gradient, address, size)
-        except (QSGDError, MemoryError) as error:
+            ticket.encoded = True
+        except Exception as error:  # whatever it is: without a frame of this rank the others would wait for ever
             buffer, size = self._error_frame(slot, str(error), allocate)
         stats = self.stats
         stats.tensors_compressed += 1
@@ -212,6 +213,8 @@ class Compressor:
                 raise QSGDError(f"this state is of version {state['version']}, this hvd_qsgd knows {STATE_VERSION}")
             step = whole_number("step", state["step"], 0, 2**32 - 1)
             seed = whole_number("seed", state["seed"], 0, 2**64 - 1)
+            if state["levels"] is None:
+                raise QSGDError("levels=None: a state says how many levels there are")
             fields = {name: state[name] for name in ("levels", "bucket_size", "norm", "codec")}
         except (KeyError, TypeError) as error:
             raise QSGDError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any, Union
 
 from hvd_qsgd.errors import QSGDError
@@ -46,9 +47,9 @@ class Quantization:
         Raises:
             QSGDError: naming the argument that is wrong and what it may be.
         """
-        if norm not in NORMS:
+        if not isinstance(norm, str) or norm not in NORMS:
             raise QSGDError(f"norm={norm!r} is unknown: use one of {_names(NORMS)}")
-        if codec not in CODECS:
+        if not isinstance(codec, str) or codec not in CODECS:
             raise QSGDError(f"codec={codec!r} is unknown: use one of {_names(CODECS)}")
         if bucket_size is not None:
             bucket_size = whole_number("bucket_size", bucket_size, 1, MAX_BUCKET_SIZE, " (or None: the whole tensor)")
@@ -73,12 +74,12 @@ class Quantization:
 def whole_number(name: str, value: Any, low: int, high: int, also: str = "") -> int:
     """``value`` as an int in [low, high], or a QSGDError that names the argument."""
     try:
-        number = value.__index__()
-    except AttributeError:
-        number = None
-    if number is None or isinstance(value, bool) or not low <= number <= high:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high:
         raise QSGDError(f"{name}={value!r} is not a whole number from {low} to {high}{also}")
-    return int(number)
+    return number
 
 
 def _resolve_levels(bits: IntOrNone, levels: IntOrNone, codec: str, limit: int) -> int:

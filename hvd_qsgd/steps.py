@@ -44,10 +44,11 @@ class Slot:
 class Ticket:
     """One tensor on its way, from ``compress`` to ``decompress``."""
 
-    __slots__ = ("_serial", "_steps", "slot")
+    __slots__ = ("_serial", "_steps", "encoded", "slot")
 
     def __init__(self, slot: Slot, steps: Steps) -> None:
         self.slot = slot
+        self.encoded = False  # or could not be
         self._steps = steps
         self._serial = steps.next_serial()
         steps.on_their_way[slot] = self._serial

@@ -135,13 +135,13 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         core = self._core
         ticket = core.open(name, gradient.numel(), dtype, self._ranks)
         frame = core.encode(ticket, gradient.data_ptr(), _allocate_frame)
-        if core.options.measure_error:
-            self._measure(ticket, frame, gradient)
         slot = ticket.slot
         if slot.carrier is None:
             slot.carrier = torch.tensor(core.token(ticket))
         bound = (BYTES_PER_ELEMENT * slot.spec.count + BYTES_PER_FRAME) // 8
         gathering = self._transport.allgather(frame, slot.operation, bound)
+        if core.options.measure_error and ticket.encoded:
+            self._measure(ticket, frame, gradient)
         return slot.carrier.clone(), (ticket, gathering, tensor.shape, tensor.dtype)
 
     @_Method
@@ -189,7 +189,6 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned. All ranks must load the same."""
         self._core.load(state)
-        self._transport.forget()
 
     def _wants(self, name: str | None, tensor: Tensor) -> bool:
         if tensor.layout is not torch.strided or tensor.dtype not in WIRE_DTYPES:
@@ -246,10 +245,6 @@ class _Transport:
             self._mpi = _TensorsOverMpi(MpiTransport(_communicator(self._process_set)))
             self.allgather = self._mpi.allgather
         return Ranks(self._horovod.rank, self._horovod.size, self._horovod.group)
-
-    def forget(self) -> None:
-        """Nothing that was sent will be waited for."""
-        self._horovod.forget()
 
 
 class _TensorsOverMpi:

@@ -416,9 +416,7 @@ def narrow(result: Array, dtype: str) -> Array:
     return np.where(nan, np.uint16(0x7FC0), rounded.astype(np.uint16))
 
 
-def decode_sum(
-    frames: list[bytes], *, count: int, dtype: str, tensor: int, step: int, factor: float = 1.0
-) -> Array:
+def decode_sum(frames: list[bytes], *, count: int, dtype: str, tensor: int, step: int, factor: float = 1.0) -> Array:
     """f32(factor) times the sum of the frames, frame k that of rank k; bfloat16 as uint16 bit patterns."""
     for index, frame in enumerate(frames):
         check_itself(frame, index)

@@ -149,11 +149,9 @@ def shifted(data: bytes, offset: int) -> Array:
 @contextmanager
 def guarded(size: int, offset: int) -> Iterator[Array]:
     """Junk to be written over, at an address 64·k + offset, between bytes that must not change."""
-    everything = np.empty(size + 2 * GUARD + 64, np.uint8)
+    everything = np.full(size + 2 * GUARD + 64, GUARD_BYTE, np.uint8)
     start = GUARD + (offset - GUARD - everything.ctypes.data) % 64
     before, room, after = everything[:start], everything[start : start + size], everything[start + size :]
-    for guard in (before, after):
-        guard[:] = GUARD_BYTE
     yield room
     assert (before == GUARD_BYTE).all(), "wrote before the buffer"
     assert (after == GUARD_BYTE).all(), "wrote after the buffer"

@@ -226,18 +226,14 @@ def test_codes_and_values(norm: str, codec: str, levels: int, scale: float) -> N
     """Every scale, code and value against fractions, from the subnormals to FLT_MAX."""
     values = np.clip(normal(100, scale / 3).astype(np.float64), -scale, scale).astype(np.float32)
     values[7] = scale
-    frame = ref.encode(
-        values, codec=codec, levels=levels, bucket_size=33, norm=norm, seed=11, rank=0, tensor=2, step=3
-    )
+    frame = ref.encode(values, codec=codec, levels=levels, bucket_size=33, norm=norm, seed=11, rank=0, tensor=2, step=3)
     scales = np.repeat(ref.scales_in(frame), 33)[:100].tolist()
     for j in range(0, 100, 33):
         bucket = values[j : j + 33]
         root = min(np.sqrt(slow_sum(bucket)), FLT_MAX)
         largest = float(np.abs(bucket).max())
         assert scales[j] == (largest if norm == "max" else max(float(np.float32(root)), largest))
-    codes = [
-        slow_code(v, scales[i], levels, slow_random(i, 11, 0, 2, 3)) for i, v in enumerate(values.tolist())
-    ]
+    codes = [slow_code(v, scales[i], levels, slow_random(i, 11, 0, 2, 3)) for i, v in enumerate(values.tolist())]
     assert ref.decode_codes(frame).tolist() == codes
     expected = [slow_value(code, scales[i], levels) for i, code in enumerate(codes)]
     assert [Fraction(x) for x in decode(frame, count=100, tensor=2, step=3).tolist()] == expected
@@ -369,9 +365,7 @@ def test_unbiased() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(
-    ("dtype", "nan"), [("float32", 0x7FC00000), ("float16", 0x7E00), ("bfloat16", 0x7FC0)]
-)
+@pytest.mark.parametrize(("dtype", "nan"), [("float32", 0x7FC00000), ("float16", 0x7E00), ("bfloat16", 0x7FC0)])
 @pytest.mark.parametrize("norm", ["max", "l2"])
 def test_nan_and_infinity(bad: float, dtype: str, nan: int, norm: str) -> None:
     """They spoil their bucket and no other."""
@@ -446,9 +440,7 @@ def test_frames_may_differ_in_all_but_what_must_agree() -> None:
     ]
     expected = np.zeros(600, np.float32)
     for rank, frame in enumerate(frames):
-        expected += (
-            decode(edit(frame, 40, struct.pack("<I", 0)), count=600) if rank else decode(frame, count=600)
-        )
+        expected += decode(edit(frame, 40, struct.pack("<I", 0)), count=600) if rank else decode(frame, count=600)
     assert decode(*frames, count=600).tolist() == expected.tolist()
 
 
@@ -518,9 +510,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("number", "what", "frame"), BAD, ids=[f"{k}-{b[0]}-{b[1]}" for k, b in enumerate(BAD)]
-)
+@pytest.mark.parametrize(("number", "what", "frame"), BAD, ids=[f"{k}-{b[0]}-{b[1]}" for k, b in enumerate(BAD)])
 def test_check(number: str, what: str, frame: bytes) -> None:
     with pytest.raises(ref.FrameError, match=what) as caught:
         decode(frame, count=3, tensor=6, step=7)

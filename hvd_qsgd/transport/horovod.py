@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from hvd_qsgd.errors import QSGDError
@@ -49,7 +50,8 @@ class HorovodTransport:
     def _start(self, words: Any, name: str) -> None:
         if name in self._in_flight:
             # Nobody waited for it, because of an exception; its name is free only after it has ended.
-            self.finish(name)
+            with contextlib.suppress(self._hvd.mpi_ops.HorovodInternalError):
+                self.finish(name)
         self._in_flight[name] = self._hvd.allgather_async(words, name=name, process_set=self._process_set)
 
     def finish(self, name: str) -> Any:
@@ -61,10 +63,6 @@ class HorovodTransport:
         shares = [[-(-(size - k) // len(parts)) for size in sizes] for k in range(len(parts))]  # as tensor_split cuts
         pieces = [part.split(share) for part, share in zip(parts, shares)]
         return self._torch.cat([piece[rank] for rank in range(len(sizes)) for piece in pieces])
-
-    def forget(self) -> None:
-        """Drop what was in flight before Horovod was shut down."""
-        self._in_flight.clear()
 
 
 class _Gathering:

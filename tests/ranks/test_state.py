@@ -120,7 +120,6 @@ def test_what_was_compressed_and_thrown_away(transport: str) -> None:
     rt.assert_within_grid(result, gradient)
 
 
-@pytest.mark.xfail(run=False, reason="BUG: load_state_dict forgets frames that Horovod still has: duplicate names")
 def test_loading_a_state_while_frames_are_on_their_way() -> None:
     """A rank that is ahead loads the state while the others have not yet sent theirs."""
     compressor = QSGD()
