@@ -77,15 +77,12 @@ def decode_sum(frames_in_rank_order: Sequence[bytes | bytearray | memoryview], f
     """``factor`` times the sum of several frames of the same tensor and step, from ranks first, first + 1, ..."""
     if not frames_in_rank_order:
         raise QSGDError("there is nothing to decode: pass at least one frame")
+    factor = _number("factor", factor)
     header = inspect(frames_in_rank_order[0])
-    if not isinstance(factor, numbers.Real):
-        raise QSGDError(f"factor={factor!r} is not a number")
     buffer = np.concatenate([_bytes_of(frame) for frame in frames_in_rank_order])
     expected = native.Expectation(header.count, header.tensor, header.step, wire.DTYPES[header.dtype], header.rank)
     out = wire_array(header.count if header.codec in wire.CODECS else 0, header.dtype)
-    frames.decode_sum(
-        buffer.ctypes.data, buffer.size, len(frames_in_rank_order), expected, float(factor), out.ctypes.data
-    )
+    frames.decode_sum(buffer.ctypes.data, buffer.size, len(frames_in_rank_order), expected, factor, out.ctypes.data)
     return from_wire(out, header.dtype)
 
 
@@ -112,6 +109,12 @@ def _bytes_of(frame: Any) -> Array:
         ) from None
     # NumPy makes no array of nothing.
     return np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real):
+        raise QSGDError(f"{name}={value!r} is not a number")
+    return float(value)
 
 
 def _truth(name: str, value: Any) -> bool:
