@@ -109,6 +109,24 @@ def test_every_input(kind: str, dtype: str) -> None:
         compare(make_input(kind, 2 * 2560 + 512, dtype), {**how, "bucket_size": (512, 1024, 2560, 160)[k % 4]})
 
 
+@pytest.mark.parametrize("levels", [64, 100, 127])  # with fewer, R would have to be 0
+def test_maxima_are_certain_whatever_the_random_bits(levels: int) -> None:
+    """Where the least R meets a positive maximum and the largest a negative one, for scales whose inverse is rounded
+    down: without the inverse's correction their codes would be one less."""
+    n = 2**19
+    random = ref.random_bits(n, seed=1, rank=0, tensor=0, step=0)
+    scales = np.random.default_rng(levels).uniform(1, 2, 10_000).astype(np.float32)
+    top = np.float32(levels * 2**24)
+    scales = scales[(top / scales) * scales < top]
+    assert scales.size > 100
+    values = np.zeros(n, np.float32)
+    rare = np.argsort(random)[[*range(10), *range(-10, 0)]]
+    values[rare] = scales[:20] * np.repeat(np.float32([1, -1]), 10)
+    compare(values, {"levels": levels, "bucket_size": 16, "seed": 1, "dtype": "float32"})
+    codes = ref.decode_codes(all_kernels()[-1].encode(values, levels=levels, bucket_size=16, seed=1))
+    assert codes[rare].tolist() == [levels] * 10 + [-levels] * 10
+
+
 BIG: list[Case] = [
     {
         "codec": codec,
