@@ -59,7 +59,6 @@ def train(options: argparse.Namespace, name: str, arguments: list[str]) -> dict[
     except FileNotFoundError as error:
         raise DemoError(f"{error}: run `make env`, then `make demo`") from error
 
-    environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # a rank that waits leaves its core to the others
     status, tail = run_job(command, environment, log)
     if status or not result.exists():
         raise DemoError(

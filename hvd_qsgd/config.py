@@ -78,7 +78,8 @@ def whole_number(name: str, value: Any, low: int, high: int, also: str = "") -> 
     except TypeError:
         number = low - 1
     if isinstance(value, bool) or not low <= number <= high:
-        raise QSGDError(f"{name}={value!r} is not a whole number from {low} to {high}{also}")
+        most = f"2^{high.bit_length()} - 1" if high >= 2**32 - 1 and high & (high + 1) == 0 else high
+        raise QSGDError(f"{name}={value!r} is not a whole number from {low} to {most}{also}")
     return number
 
 
@@ -90,6 +91,8 @@ def _resolve_levels(bits: IntOrNone, levels: IntOrNone, codec: str, limit: int) 
     most = (limit + 1).bit_length()
     if bits is None:
         bits = min(DEFAULT_BITS, most)
+    if most == 2 and bits != 2:
+        raise QSGDError(f"bits={bits!r} does not go with codec={codec!r}, which has one level: leave bits out")
     bits = whole_number("bits", bits, 2, most, f" for codec={codec!r}")
     return (1 << (bits - 1)) - 1
 

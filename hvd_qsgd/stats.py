@@ -9,12 +9,15 @@ import dataclasses
 class Stats:
     """Counts since the compressor was made, or since ``reset_stats()``; of this rank alone.
 
+    All stay zero in a job of one rank, where Horovod's optimizers never call a compressor.
+
     Attributes:
         steps: steps in which something was compressed.
         tensors_compressed, tensors_skipped: gradients seen, by what was done with them.
         coordinates: elements compressed.
         bytes_raw: their size as they came.
-        bytes_sent: the size of the frames made of them: what this rank hands to the allgather.
+        bytes_sent: the size of the frames made of them: what this rank hands to the allgather, which carries it to each
+            of the other ranks.
         bytes_received: the size of all ranks' frames but its own.
         bytes_uncompressed: the size of the skipped tensors.
         seconds_encode, seconds_wait, seconds_decode: time spent in each.

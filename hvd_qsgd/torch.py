@@ -72,8 +72,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         bucket_size: elements that share a scale (float32), or None: one scale a tensor.
         norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm).
         codec: "packed" (fixed width) or "ternary" (levels=1 in 1.6 bits).
-        named_parameters: ``model.named_parameters()``. Needed if ranks leave different parameters unused in a step, for
-            ``skip`` by name, and for messages with names.
+        named_parameters: ``model.named_parameters()``. Needed only if ranks leave different parameters unused in a
+            step, for ``skip`` by name, and for messages with names.
         min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.
         skip: a name pattern ("*.norm.*"), a list of them, or a function (name or None, gradient) -> bool: reduced
             uncompressed.
@@ -113,6 +113,11 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         self._names = None if named_parameters is None else ParameterNames(named_parameters)
         self._skip = make_skip(skip, have_names=self._names is not None)
         self._transport = _Transport(transport, process_set)
+
+    @property
+    def levels(self) -> int:
+        """Levels on either side of zero, as of the next gradient."""
+        return self._core.quantization.levels
 
     def __repr__(self) -> str:
         q = self._core.quantization

@@ -64,7 +64,10 @@ def test_changes_keep_the_rest() -> None:
     [
         ({"bits": 1}, "bits=1 is not a whole number from 2 to 8"),
         ({"bits": 4, "levels": 7}, "bits=4 and levels=7 say the same thing twice"),
-        ({"codec": "ternary", "bits": 4}, "bits=4 is not a whole number from 2 to 2 for codec='ternary'"),
+        (
+            {"codec": "ternary", "bits": 4},
+            "bits=4 does not go with codec='ternary', which has one level: leave bits out",
+        ),
         ({"seed": 1}, "'seed' cannot be changed: only bits, levels, bucket_size, norm and codec can"),
         ({"norm": "l1"}, "norm='l1' is unknown: use one of 'l2', 'max'"),
         ({"codec": "elias"}, "codec='elias' is unknown: use one of 'packed', 'ternary'"),

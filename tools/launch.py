@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # The launcher's own defaults would refuse more ranks than cores, and pin each rank to one core.
-# The first two are for Open MPI 5, the others for Open MPI 4; other MPIs ignore them.
+# The first two are for Open MPI 5, the next two for Open MPI 4; other MPIs ignore them.
 PLACEMENT = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "PRTE_MCA_hwloc_default_binding_policy": "none",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "OMPI_MCA_mpi_yield_when_idle": "1",  # a rank that waits leaves its core to the others
 }
 ROOT_CONSENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 # horovodrun's own default is spelled for Open MPI 4, which Open MPI 5 does not understand.
