@@ -81,32 +81,37 @@ QSGD_HD float float_from_bfloat16(uint16_t bits) {
     return float_from_bits(static_cast<uint32_t>(bits) << 16);
 }
 
+// condition ? a : b, of which GCC would make a branch and then no vectors of the loop around it.
+QSGD_HD uint32_t select(bool condition, uint32_t a, uint32_t b) {
+    const uint32_t mask = 0u - static_cast<uint32_t>(condition);
+    return (a & mask) | (b & ~mask);
+}
+
 QSGD_HD uint16_t bfloat16_from_float(float value) {
     const uint32_t bits = bits_from_float(value);
-    if ((bits & 0x7FFFFFFFu) > kInfBits) return 0x7FC0;
-    return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16);
+    const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16;
+    return static_cast<uint16_t>(select((bits & 0x7FFFFFFFu) > kInfBits, 0x7FC0, rounded));
 }
 
 QSGD_HD float float_from_float16(uint16_t half) {
     const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
     const uint32_t magnitude = half & 0x7FFFu;
-    if (magnitude >= 0x7C00u) return float_from_bits(sign | kInfBits | ((magnitude & 0x3FFu) << 13));
     // 2^112 moves the exponent's bias from 15 to 127 and makes subnormals normal; exact.
-    return float_from_bits(bits_from_float(float_from_bits(magnitude << 13) * 0x1p112f) | sign);
+    const uint32_t finite = bits_from_float(float_from_bits(magnitude << 13) * 0x1p112f);
+    return float_from_bits(sign | finite | select(magnitude >= 0x7C00u, kInfBits, 0));
 }
 
 QSGD_HD uint16_t float16_from_float(float value) {
     const uint32_t bits = bits_from_float(value);
-    const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+    const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7FFFFFFFu;
-    if (magnitude > kInfBits) return 0x7E00;
-    if (magnitude >= 0x477FF000u) return sign | 0x7C00;  // 65520 and above round to infinity
-    if (magnitude < 0x38800000u) {                       // subnormal: adding 0.5 rounds at bit 2^-24
-        const uint32_t rounded = bits_from_float(float_from_bits(magnitude) + 0.5f) - 0x3F000000u;
-        return static_cast<uint16_t>(sign | rounded);
-    }
-    const uint32_t rounded = magnitude + 0xFFFu + ((magnitude >> 13) & 1);
-    return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+    const uint32_t normal = (magnitude + 0xFFFu + ((magnitude >> 13) & 1) - 0x38000000u) >> 13;
+    const uint32_t subnormal =
+        bits_from_float(float_from_bits(magnitude) + 0.5f) - 0x3F000000u;  // rounds at 2^-24
+    const uint32_t finite = select(magnitude < 0x38800000u, subnormal, normal);
+    const uint32_t number =
+        sign | select(magnitude >= 0x477FF000u, 0x7C00, finite);  // 65520 and above: infinity
+    return static_cast<uint16_t>(select(magnitude > kInfBits, 0x7E00, number));
 }
 
 struct PhiloxKey {

@@ -36,9 +36,9 @@ struct Lanes {
             _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
     }
-    static Int load_bytes(const int8_t* p) {
-        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-        return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
+    static Int load_bytes(const uint8_t* p) {
+        return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))),
+                _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)))};
     }
     static Int set(uint32_t v) {
         return {_mm256_set1_epi32(static_cast<int>(v)), _mm256_set1_epi32(static_cast<int>(v))};
@@ -100,14 +100,18 @@ struct Lanes {
         const __m256i bits = _mm256_castps_si256(x);
         const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
         const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
-        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-        return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, bits, nan), 16);
+        return _mm256_srli_epi32(rounded, 16);
     }
+    // A NaN in x is the canonical one, which rounds to itself.
     static void store_bfloat16(uint16_t* p, Float x) {
         const __m256i packed = _mm256_packus_epi32(round_bfloat16(x.a), round_bfloat16(x.b));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xD8));
     }
     static Int bits(Float x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
+    static Float keep(Float x, Int mask) {
+        return {_mm256_and_ps(x.a, _mm256_castsi256_ps(mask.a)),
+                _mm256_and_ps(x.b, _mm256_castsi256_ps(mask.b))};
+    }
     static Float multiply(Float x, Float y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
     static Float add(Float x, Float y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
     static __m256 clamp256(__m256 x, __m256 limit) {

@@ -23,8 +23,8 @@ struct Lanes {
     static void store_low_bytes(int8_t* p, Int a) {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
     }
-    static Int load_bytes(const int8_t* p) {
-        return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    static Int load_bytes(const uint8_t* p) {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }
     static Int set(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
     static Int bit_and(Int a, Int b) { return _mm512_and_si512(a, b); }
@@ -62,16 +62,16 @@ struct Lanes {
     static void store_float16(uint16_t* p, Float a) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
     }
+    // A NaN in a is the canonical one, which rounds to itself.
     static void store_bfloat16(uint16_t* p, Float a) {
         const __m512i bits = _mm512_castps_si512(a);
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
         const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-        const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
-        const __m512i kept = _mm512_mask_mov_epi32(rounded, nan, bits);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                            _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+                            _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
     }
     static Int bits(Float a) { return _mm512_castps_si512(a); }
+    static Float keep(Float a, Int mask) { return _mm512_castsi512_ps(bit_and(bits(a), mask)); }
     static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
     static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
     // The value of the smaller magnitude, with the sign of a: a limited to [-limit, limit].

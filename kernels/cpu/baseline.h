@@ -52,9 +52,9 @@ struct Lanes {
     static void store_low_bytes(int8_t* p, Int v) {
         for (int l = 0; l < 16; ++l) p[l] = static_cast<int8_t>(v.part[l / 4][l % 4]);
     }
-    static Int load_bytes(const int8_t* p) {
+    static Int load_bytes(const uint8_t* p) {
         uint32_t v[16];
-        for (int l = 0; l < 16; ++l) v[l] = static_cast<uint32_t>(static_cast<int32_t>(p[l]));
+        for (int l = 0; l < 16; ++l) v[l] = p[l];
         return load(v);
     }
     static Int set(uint32_t v) {
@@ -106,15 +106,20 @@ struct Lanes {
     static Float load(const float* p) {
         return each<Float>([=](int k) { return load16<Float4>(p, k); });
     }
+    // Not inline: where GCC unrolls these loops first it makes no vectors of them.
+    template <class To, class From, To (*convert)(From)>
+    __attribute__((noinline)) static void convert16(const From* from, To* to) {
+        for (int l = 0; l < 16; ++l) to[l] = convert(from[l]);
+    }
     static Float load_float16(const uint16_t* p) {
-        float v[16];
-        for (int l = 0; l < 16; ++l) v[l] = float_from_float16(p[l]);
-        return load(v);
+        float lanes[16];
+        convert16<float, uint16_t, float_from_float16>(p, lanes);
+        return load(lanes);
     }
     static Float load_bfloat16(const uint16_t* p) {
-        float v[16];
-        for (int l = 0; l < 16; ++l) v[l] = float_from_bfloat16(p[l]);
-        return load(v);
+        float lanes[16];
+        for (int l = 0; l < 16; ++l) lanes[l] = float_from_bfloat16(p[l]);
+        return load(lanes);
     }
     static void store(float* p, Float v) { memcpy(p, &v, sizeof v); }
     static void stream(float* p, Float v) {
@@ -125,13 +130,22 @@ struct Lanes {
 #endif
     }
     static void store_float16(uint16_t* p, Float v) {
-        for (int l = 0; l < 16; ++l) p[l] = float16_from_float(v.part[l / 4][l % 4]);
+        float lanes[16];
+        store(lanes, v);
+        convert16<uint16_t, float, float16_from_float>(lanes, p);
     }
     static void store_bfloat16(uint16_t* p, Float v) {
-        for (int l = 0; l < 16; ++l) p[l] = bfloat16_from_float(v.part[l / 4][l % 4]);
+        float lanes[16];
+        store(lanes, v);
+        convert16<uint16_t, float, bfloat16_from_float>(lanes, p);
     }
     static Int bits(Float x) {
         return each<Int>([&](int k) { return reinterpret_cast<Uint4>(x.part[k]); });
+    }
+    static Float keep(Float x, Int mask) {
+        return each<Float>([&](int k) {
+            return reinterpret_cast<Float4>(reinterpret_cast<Uint4>(x.part[k]) & mask.part[k]);
+        });
     }
     static Float multiply(Float x, Float y) {
         return each<Float>([&](int k) { return x.part[k] * y.part[k]; });

@@ -22,11 +22,7 @@ struct RunningChecksum {
 uint64_t checksum(const uint8_t* words, uint64_t first_word, uint64_t count) {
     RunningChecksum running(first_word);
     uint64_t k = 0;
-    for (; k + 8 <= count; k += 8) {
-        uint32_t group[16];
-        memcpy(group, words + 8 * k, sizeof group);
-        running.add(Lanes::load(group));
-    }
+    for (; k + 8 <= count; k += 8) running.add(Lanes::load(reinterpret_cast<const uint32_t*>(words + 8 * k)));
     uint64_t total = Lanes::total(running.sum);
     for (; k < count; ++k) {
         uint64_t word;

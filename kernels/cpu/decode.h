@@ -11,20 +11,19 @@ namespace {
 class BlockDecoder {
   public:
     BlockDecoder(const DecodeJob& job, float* steps)
-        : job_(job), steps_(steps), sum_units_(sum_units_of(job.bits)), direct_(job.dtype == QSGD_FLOAT32) {}
+        : job_(job), steps_(steps), kind_(kind_of(job.codec, job.bits)), direct_(job.dtype == QSGD_FLOAT32) {}
 
     // The sum of block number `block`; returns its part of all frames' checksums.
     uint64_t decode(uint64_t block) {
         const uint64_t begin = block * kBlock, left = job_.count - begin;
         const uint64_t length = left < kBlock ? left : kBlock;
-        uint64_t whole = length / kUnit * kUnit, terms = 0;
-        if (whole > 0 && job_.alike && find_all_steps(begin, whole)) {
-            const uint64_t offset = job_.frames[0].at.payload + 64 * job_.bits * (begin / kUnit);
-            terms = sum_units_(job_, offset, whole / kUnit, steps_,
-                               direct_ ? element_at<float>(job_.out, begin) : sum_);
+        uint64_t whole = job_.alike ? length / kind_.elements * kind_.elements : 0, terms = 0;
+        if (whole > 0 && !find_all_steps(begin, whole)) whole = 0;
+        if (whole > 0) {
+            const uint64_t offset = job_.frames[0].at.payload + begin / kind_.elements * kind_.bytes;
+            float* out = direct_ ? element_at<float>(job_.out, begin) : sum_;
+            terms = kind_.sum(job_, offset, whole / kind_.elements, steps_, out);
             if (!direct_) write(begin, whole, 1);
-        } else {
-            whole = 0;
         }
         return whole < length ? terms + decode_apart(begin + whole, length - whole) : terms;
     }
@@ -32,7 +31,7 @@ class BlockDecoder {
   private:
     bool find_all_steps(uint64_t begin, uint64_t length) {
         for (uint32_t f = 0; f < job_.frame_count; ++f)
-            if (!find_steps(job_.frames[f], begin, length, step_factor(job_.bits), steps_ + kBlockSteps * f))
+            if (!find_steps(job_.frames[f], begin, length, kind_.code_scale, steps_ + kBlockSteps * f))
                 return false;
         return true;
     }
@@ -75,25 +74,30 @@ class BlockDecoder {
 
     void add_values(const FrameView& frame, uint64_t begin, uint64_t length) {
         const uint64_t size = frame.header.bucket_size;
-        const float levels = static_cast<float>(frame.header.levels);
-        uint64_t bucket = begin / size;
-        for (uint64_t from = 0; from < length; ++bucket) {
-            const uint64_t bucket_end = (bucket + 1) * size - begin;
+        const uint64_t first = begin / size, buckets = (begin + length - 1) / size - first + 1;
+        const bool ternary = frame.header.codec == QSGD_CODEC_TERNARY;
+        bucket_steps(frame, first, buckets, ternary ? 1 : code_scale(code_bits(frame.header.levels)),
+                     bucket_steps_);
+        for (uint64_t k = 0, from = 0; k < buckets; ++k) {
+            const uint64_t bucket_end = (first + k + 1) * size - begin;
             const uint64_t to = bucket_end < length ? bucket_end : length;
-            const float scale = load_float(frame.base + QSGD_HEADER_BYTES, bucket);
-            add_bucket(from, to, grid_step(scale, levels), is_tiny(scale) ? kUnrescale : 1.0f);
+            add_bucket(from, to, bucket_steps_[k], is_tiny(scale_of(frame, first + k)) ? kUnrescale : 1.0f);
             from = to;
         }
     }
 
     void add_bucket(uint64_t from, uint64_t to, float step, float unrescale) {
-        uint64_t i = from;
+        alignas(64) static const uint32_t kOnes[32] = {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u,
+                                                       ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
         const Lanes::Float steps = Lanes::set(step), unrescales = Lanes::set(unrescale);
-        for (; i + 16 <= to; i += 16) {
-            const Lanes::Float value = Lanes::multiply(Lanes::convert(Lanes::load_bytes(codes_ + i)), steps);
-            Lanes::store(sum_ + i, Lanes::add(Lanes::load(sum_ + i), Lanes::multiply(value, unrescales)));
+        for (uint64_t i = from; i < to; i += 16) {
+            // Beyond the bucket a zero is added, which changes no sum: none is -0.
+            const uint64_t beyond = to - i < 16 ? 16 - (to - i) : 0;
+            const Lanes::Float mine = Lanes::keep(steps, Lanes::load(kOnes + beyond));
+            const Lanes::Float value =
+                Lanes::multiply(Lanes::multiply(Lanes::load(codes_ + i), mine), unrescales);
+            Lanes::store(sum_ + i, Lanes::add(Lanes::load(sum_ + i), value));
         }
-        for (; i < to; ++i) sum_[i] += (static_cast<float>(codes_[i]) * step) * unrescale;
     }
 
     // Elements [begin, begin + length) of the result, from sum_.
@@ -114,10 +118,11 @@ class BlockDecoder {
 
     const DecodeJob& job_;
     float* const steps_;
-    const SumUnits sum_units_;
+    const Kind kind_;
     const bool direct_;
-    alignas(64) float sum_[kBlock];
-    alignas(64) int8_t codes_[kBlock + kUnit];
+    float bucket_steps_[kBlock];
+    alignas(64) float sum_[kBlock + 16];
+    alignas(64) float codes_[kBlock + kTernaryUnit];
 };
 
 uint64_t decode_blocks(const DecodeJob& job, uint64_t first, uint64_t last, float* scratch) {

@@ -8,36 +8,56 @@
 namespace qsgd {
 namespace {
 
+constexpr uint64_t kTernarySpan = 4 * kTernaryUnit;
 constexpr uint64_t kPrefetchBytes = 2048;  // how far ahead frames are read
 
-inline float load_float(const uint8_t* base, uint64_t i) {
-    float value;
-    memcpy(&value, base + 4 * i, sizeof value);
-    return value;
-}
-
-// The steps of a frame for a block, times `down`: one every kStepRows rows. False if a bucket's scale is
-// tiny.
-inline bool find_steps(const FrameView& frame, uint64_t begin, uint64_t length, float down, float* steps) {
+// The steps of a frame for a block, times `code_scale`: one every kStepRows rows. False if a bucket's scale
+// is tiny.
+inline bool find_steps(const FrameView& frame, uint64_t begin, uint64_t length, float code_scale,
+                       float* steps) {
     const uint64_t size = frame.header.bucket_size;
     const uint64_t first = begin / size, buckets = (begin + length - 1) / size - first + 1;
-    const uint8_t* scales = frame.base + QSGD_HEADER_BYTES + 4 * first;
-    const float levels = static_cast<float>(frame.header.levels);
-    float bucket_steps[kBlockSteps];
+    float of_bucket[kBlockSteps];
     uint32_t tiny = 0;
-    for (uint64_t k = 0; k < buckets; ++k) tiny |= is_tiny(load_float(scales, k));
-    for (uint64_t k = 0; k < roundup16(buckets);
-         ++k)  // whole vectors; what is beyond is payload and not used
-        bucket_steps[k] = grid_step(load_float(scales, k), levels) * down;
+    for (uint64_t k = 0; k < buckets; ++k) tiny |= is_tiny(scale_of(frame, first + k));
+    bucket_steps(frame, first, roundup16(buckets), code_scale,
+                 of_bucket);  // whole vectors; the rest is payload
     const uint64_t all = length / kStepElements;
     uint64_t bucket_end = ((first + 1) * size - begin) / kStepElements;
     for (uint64_t k = 0, at = 0; at < all; ++k, bucket_end += size / kStepElements) {
         // The last store may go beyond the bucket: the next bucket's come after it.
         for (uint64_t i = at; i < all && i < bucket_end; i += 16)
-            Lanes::store(steps + i, Lanes::set(bucket_steps[k]));
+            Lanes::store(steps + i, Lanes::set(of_bucket[k]));
         at = bucket_end;
     }
     return !tiny;
+}
+
+template <int Bits, int At>
+QSGD_INLINE Lanes::Float value(const Lanes::Int* words, float step) {
+    if constexpr (Bits <= Lanes::kLookupBits)
+        return Lanes::lookup<Bits>(code_at_bottom<Bits, At>(words), step);
+    else
+        return Lanes::multiply(scaled_code<Bits, At>(words), Lanes::set(step));
+}
+
+QSGD_INLINE Lanes::Float ternary_value(Lanes::Int code, float step) {
+    if constexpr (2 <= Lanes::kLookupBits)
+        return Lanes::lookup<2>(code, step);
+    else
+        return Lanes::multiply(Lanes::convert(code), Lanes::set(step));
+}
+
+template <int Rows>
+QSGD_INLINE void finish_rows(const DecodeJob& job, Lanes::Float (&sum)[Rows], float* out) {
+    const Lanes::Float factor = Lanes::set(job.factor);
+    unroll<0, Rows>([&](auto r) QSGD_INLINE_LAMBDA {
+        sum[r.value] = Lanes::canonical_nan(Lanes::multiply(sum[r.value], factor));
+    });
+    if (job.stream)
+        unroll<0, Rows>([&](auto r) QSGD_INLINE_LAMBDA { Lanes::stream(out + 16 * r.value, sum[r.value]); });
+    else
+        unroll<0, Rows>([&](auto r) QSGD_INLINE_LAMBDA { Lanes::store(out + 16 * r.value, sum[r.value]); });
 }
 
 // Rows [FirstRow, FirstRow + Lanes::kRowsAtOnce) of one unit, whose words lie at `offset` of every frame.
@@ -68,15 +88,7 @@ QSGD_INLINE void sum_rows(const DecodeJob& job, uint64_t offset, const float* st
                 sum[r.value], value<Bits, kRow * Bits - 32 * kFirstWord>(words, steps[kRow / kStepRows]));
         });
     }
-    const Lanes::Float factor = Lanes::set(job.factor);
-    unroll<0, kRows>([&](auto r) QSGD_INLINE_LAMBDA {
-        sum[r.value] = Lanes::canonical_nan(Lanes::multiply(sum[r.value], factor));
-    });
-    out += 16 * FirstRow;
-    if (job.stream)
-        unroll<0, kRows>([&](auto r) QSGD_INLINE_LAMBDA { Lanes::stream(out + 16 * r.value, sum[r.value]); });
-    else
-        unroll<0, kRows>([&](auto r) QSGD_INLINE_LAMBDA { Lanes::store(out + 16 * r.value, sum[r.value]); });
+    finish_rows(job, sum, out + 16 * FirstRow);
 }
 
 // `units` units whose words lie from `offset` on; steps are those of their rows. Returns the checksum's
@@ -93,13 +105,46 @@ uint64_t sum_units(const DecodeJob& job, uint64_t offset, uint64_t units, const 
     return Lanes::total(running.sum);
 }
 
-using SumUnits = uint64_t (*)(const DecodeJob& job, uint64_t offset, uint64_t units, const float* steps,
-                              float* out);
+// The same of ternary frames, in spans of four units: 20 rows in 64 bytes.
+inline uint64_t sum_ternary(const DecodeJob& job, uint64_t offset, uint64_t spans, const float* steps,
+                            float* out) {
+    RunningChecksum running(offset / 8);
+    for (uint64_t span = 0; span < spans; ++span) {
+        const Lanes::Sum key = running.take_key();
+        unroll<0, 4>([&](auto unit) QSGD_INLINE_LAMBDA {
+            Lanes::Float sum[5];
+            unroll<0, 5>([&](auto r) QSGD_INLINE_LAMBDA { sum[r.value] = Lanes::zero(); });
+            for (uint32_t f = 0; f < job.frame_count; ++f) {
+                const uint8_t* at = job.frames[f].base + offset;
+                if (unit.value == 0) {
+                    __builtin_prefetch(at + kPrefetchBytes, 0, 2);
+                    const Lanes::Int words = Lanes::load(reinterpret_cast<const uint32_t*>(at));
+                    running.sum = Lanes::add_terms(running.sum, words, key);
+                }
+                each_ternary_row(at + 16 * unit.value, [&](auto r, Lanes::Int code) QSGD_INLINE_LAMBDA {
+                    const float step = steps[kBlockSteps * f + (5 * unit.value + r.value) / kStepRows];
+                    sum[r.value] = Lanes::add(sum[r.value], ternary_value(code, step));
+                });
+            }
+            finish_rows(job, sum, out + kTernaryUnit * unit.value);
+        });
+        offset += 64, steps += kTernarySpan / kStepElements, out += kTernarySpan;
+    }
+    return Lanes::total(running.sum);
+}
 
-inline SumUnits sum_units_of(uint32_t bits) {
-    constexpr SumUnits all[] = {sum_units<2>, sum_units<3>, sum_units<4>, sum_units<5>,
-                                sum_units<6>, sum_units<7>, sum_units<8>};
-    return all[bits - 2];
+// A kind of frames: how many elements are summed at a time, to how many bytes they are packed.
+struct Kind {
+    uint64_t elements, bytes;
+    float code_scale;
+    uint64_t (*sum)(const DecodeJob& job, uint64_t offset, uint64_t count, const float* steps, float* out);
+};
+
+inline Kind kind_of(uint8_t codec, uint32_t bits) {
+    if (codec == QSGD_CODEC_TERNARY) return {kTernarySpan, 64, 1, sum_ternary};
+    constexpr decltype(Kind::sum) all[] = {sum_units<2>, sum_units<3>, sum_units<4>, sum_units<5>,
+                                           sum_units<6>, sum_units<7>, sum_units<8>};
+    return {kUnit, 64 * bits, bits <= Lanes::kLookupBits ? 1 : code_scale(bits), all[bits - 2]};
 }
 
 }  // namespace

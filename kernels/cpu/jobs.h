@@ -33,7 +33,8 @@ struct DecodeJob {
     const FrameView* frames;
     uint32_t frame_count;
     uint8_t dtype;
-    bool alike;     // all packed, with the same width and the same buckets, multiples of kStepElements
+    bool alike;     // of one codec and width, with the same buckets, multiples of kStepElements
+    uint8_t codec;  // that codec
     uint32_t bits;  // that width
     bool stream;    // write around the caches
     uint64_t count;
