@@ -161,9 +161,19 @@ def test_disagreements_are_told_and_leave_nothing_that_hangs() -> None:
         assert f"rank {rank}: process_set" not in output
 
 
+@functools.cache
+def started_again() -> Ended:
+    return job(2, "again")
+
+
 @pytest.mark.slow
 def test_horovod_shut_down_and_started_again() -> None:
-    ended = job(2, "again")
-    status, output = ended.status, ended.output
+    status, output = started_again().status, started_again().output
     assert status == 0
     assert output.count("went on") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(reason="BUG: a handle of before the shutdown is waited for, and now it is another operation's")
+def test_other_operations_after_starting_again() -> None:
+    assert started_again().output.count("others are well") == 6

@@ -131,10 +131,13 @@ def again() -> None:
             compressor.compress(torch.randn(40, 40))  # given up
         hvd.shutdown()
         hvd.init()
+        others = [hvd.allreduce_async(torch.ones(3), name=f"other{i}") for i in range(20)]
         tensor = torch.full((40, 40), float(hvd.rank() + k))
         for _ in range(3):
             result = hvd.allreduce(tensor, compression=compressor)
             assert torch.equal(result, torch.full((40, 40), (hvd.size() - 1) / 2 + k))
+        lost = [i for i, handle in enumerate(others) if hvd.synchronize(handle) is None]
+        say(f"other operations lost their results: {lost}" if lost else "others are well")
     assert train()
     say("went on")
 

@@ -120,6 +120,23 @@ def test_what_was_compressed_and_thrown_away(transport: str) -> None:
     rt.assert_within_grid(result, gradient)
 
 
+def test_a_given_up_step_that_is_still_held() -> None:
+    """The same parameter sets out again: that is another step, with random numbers of its own."""
+    parameter = torch.nn.Parameter(torch.zeros(40, 40))
+    parameter.grad = rt.randn(40, 40)
+    compressor = QSGD(named_parameters=[("p", parameter)])
+    held = compressor.compress(parameter.grad)
+    token, context = compressor.compress(parameter.grad)
+    assert compressor.stats().steps == 2
+    reduced = rt.reduced(token, hvd.Compression.none)
+    result = compressor.decompress(reduced, context)
+    rt.assert_within_grid(result, parameter.grad)
+    rt.assert_all_raise(lambda: compressor.decompress(reduced, held[1]), "twice")
+    assert compressor.state_dict()["step"] == 2
+    first = rt.reduced(parameter.grad, QSGD(named_parameters=[("p", parameter)]))
+    assert not torch.equal(result, first)
+
+
 def test_loading_a_state_while_frames_are_on_their_way() -> None:
     """A rank that is ahead loads the state while the others have not yet sent theirs."""
     compressor = QSGD()

@@ -35,6 +35,24 @@ def test_mpi_gives_the_same_bits(named: bool) -> None:
 
 
 @pytest.mark.parametrize("transport", ["horovod", "mpi"])
+def test_ranks_may_decompress_in_any_order(transport: str) -> None:
+    gradients = [rt.randn(40, 40 + k) for k in range(5)]
+    compressor = QSGD(8, transport=transport)
+    for given_up in (False, True):
+        if given_up:
+            kept = [compressor.compress(gradient) for gradient in gradients]
+            compressor.load_state_dict(compressor.state_dict())
+        tokens, contexts = zip(*[compressor.compress(gradient) for gradient in gradients])
+        reduced = rt.reduced(list(tokens), hvd.Compression.none)
+        order = [(k * (rt.RANK + 1)) % 5 for k in range(5)]
+        results = {k: compressor.decompress(reduced[k], contexts[k]) for k in order}
+        for k, gradient in enumerate(gradients):
+            rt.assert_within_grid(results[k], gradient, bits=8)
+            rt.assert_replicas_equal([results[k]])
+    del kept
+
+
+@pytest.mark.parametrize("transport", ["horovod", "mpi"])
 def test_every_dtype_and_size(transport: str) -> None:
     tensors = [
         rt.randn(*shape, dtype=dtype)
