@@ -1,7 +1,12 @@
 // Splitting a range over threads that live for one call: no pool to initialize, to spin or to survive a fork.
 #pragma once
 
+#ifdef __x86_64__
+#include <xmmintrin.h>
+#else
 #include <cfenv>
+#endif
+
 #include <cstdint>
 #include <thread>
 #include <vector>
@@ -9,18 +14,32 @@
 namespace qsgd {
 
 // The default floating-point environment for a scope: frameworks flush subnormals to zero in their threads.
+#ifdef __x86_64__
+// Of SSE alone: fegetenv and fesetenv care for x87 as well, and take 200 ns.
+using FloatEnvironment = unsigned;
+inline FloatEnvironment float_environment() { return _mm_getcsr(); }
+inline void set_float_environment(FloatEnvironment environment) { _mm_setcsr(environment); }
+inline void set_default_float_environment() { _mm_setcsr(0x1F80); }
+#else
+using FloatEnvironment = std::fenv_t;
+inline FloatEnvironment float_environment() {
+    std::fenv_t environment;
+    std::fegetenv(&environment);
+    return environment;
+}
+inline void set_float_environment(const FloatEnvironment& environment) { std::fesetenv(&environment); }
+inline void set_default_float_environment() { std::fesetenv(FE_DFL_ENV); }
+#endif
+
 class DefaultFloatEnvironment {
   public:
-    DefaultFloatEnvironment() {
-        std::fegetenv(&saved_);
-        std::fesetenv(FE_DFL_ENV);
-    }
-    ~DefaultFloatEnvironment() { std::fesetenv(&saved_); }
+    DefaultFloatEnvironment() : saved_(float_environment()) { set_default_float_environment(); }
+    ~DefaultFloatEnvironment() { set_float_environment(saved_); }
     DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
     DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
 
   private:
-    std::fenv_t saved_;
+    const FloatEnvironment saved_;
 };
 
 // Threads worth their start, about 30 us each, for `elements` of work.
