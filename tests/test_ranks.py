@@ -91,8 +91,8 @@ def test_inside_ranks(np: int) -> None:
 
 
 def job(np: int, name: str, *, timeout: float = 90, launcher: str = "mpirun", **env: str) -> Ended:
-    """`tests/ranks/job.py NAME` on np ranks: "mpirun", or horovodrun with "mpi" or "gloo"."""
-    python_args = [str(RANKS / "job.py"), name]
+    """`tests/ranks/rank_jobs.py NAME` on np ranks: "mpirun", or horovodrun with "mpi" or "gloo"."""
+    python_args = [str(RANKS / "rank_jobs.py"), name]
     if launcher == "mpirun":
         command, launch_env = launch().mpirun_command(np, python_args)
     else:
