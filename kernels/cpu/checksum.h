@@ -1,23 +1,40 @@
 // The frame's checksum, eight words at a time (docs/wire_format.md, section 7).
 #pragma once
 
+#include "cpu/unroll.h"
 #include "numeric.h"
 
 namespace qsgd {
 namespace {
 
-// Adds up the terms of consecutive 64-byte groups as they are written or read.
-struct RunningChecksum {
-    Lanes::Sum sum = Lanes::zero_sum();
-    Lanes::Sum key;
-    explicit RunningChecksum(uint64_t first_word) : key(Lanes::first_key(first_word)) {}
-    void add(Lanes::Int words) { sum = Lanes::add_terms(sum, words, take_key()); }
-    Lanes::Sum take_key() {
-        const Lanes::Sum taken = key;
-        key = Lanes::next_key(key);
+// The keys of consecutive 64-byte groups.
+struct Keys {
+    Lanes::Sum next;
+    explicit Keys(uint64_t first_word) : next(Lanes::first_key(first_word)) {}
+    Lanes::Sum take() {
+        const Lanes::Sum taken = next;
+        next = Lanes::next_key(next);
         return taken;
     }
 };
+
+// Adds up the terms of consecutive 64-byte groups as they are written or read.
+struct RunningChecksum {
+    Lanes::Sum sum = Lanes::zero_sum();
+    Keys keys;
+    explicit RunningChecksum(uint64_t first_word) : keys(first_word) {}
+    void add(Lanes::Int words) { sum = Lanes::add_terms(sum, words, keys.take()); }
+};
+
+// Adds the terms of some groups to one frame's eight partial sums in memory.
+template <int First, int Last>
+QSGD_INLINE void add_to_frame(uint64_t* sums, const Lanes::Int* words, const Lanes::Sum* keys) {
+    Lanes::Sum sum;
+    memcpy(&sum, sums, sizeof sum);
+    unroll<First, Last>(
+        [&](auto w) QSGD_INLINE_LAMBDA { sum = Lanes::add_terms(sum, words[w.value], keys[w.value]); });
+    memcpy(sums, &sum, sizeof sum);
+}
 
 uint64_t checksum(const uint8_t* words, uint64_t first_word, uint64_t count) {
     RunningChecksum running(first_word);

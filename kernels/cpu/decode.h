@@ -10,22 +10,26 @@ namespace {
 
 class BlockDecoder {
   public:
-    BlockDecoder(const DecodeJob& job, float* steps)
-        : job_(job), steps_(steps), kind_(kind_of(job.codec, job.bits)), direct_(job.dtype == QSGD_FLOAT32) {}
+    BlockDecoder(const DecodeJob& job, float* steps, uint64_t* sums)
+        : job_(job),
+          steps_(steps),
+          sums_(sums),
+          kind_(kind_of(job.codec, job.bits)),
+          direct_(job.dtype == QSGD_FLOAT32) {}
 
-    // The sum of block number `block`; returns its part of all frames' checksums.
-    uint64_t decode(uint64_t block) {
+    // The sum of block number `block`.
+    void decode(uint64_t block) {
         const uint64_t begin = block * kBlock, left = job_.count - begin;
         const uint64_t length = left < kBlock ? left : kBlock;
-        uint64_t whole = job_.alike ? length / kind_.elements * kind_.elements : 0, terms = 0;
+        uint64_t whole = job_.alike ? length / kind_.elements * kind_.elements : 0;
         if (whole > 0 && !find_all_steps(begin, whole)) whole = 0;
         if (whole > 0) {
             const uint64_t offset = job_.frames[0].at.payload + begin / kind_.elements * kind_.bytes;
             float* out = direct_ ? element_at<float>(job_.out, begin) : sum_;
-            terms = kind_.sum(job_, offset, whole / kind_.elements, steps_, out);
+            kind_.sum(job_, offset, whole / kind_.elements, steps_, out, sums_);
             if (!direct_) write(begin, whole, 1);
         }
-        return whole < length ? terms + decode_apart(begin + whole, length - whole) : terms;
+        if (whole < length) decode_apart(begin + whole, length - whole);
     }
 
   private:
@@ -37,17 +41,15 @@ class BlockDecoder {
     }
 
     // Frame by frame: any codecs, buckets and lengths.
-    uint64_t decode_apart(uint64_t begin, uint64_t length) {
+    void decode_apart(uint64_t begin, uint64_t length) {
         memset(sum_, 0, ceil_div(length, 16) * 16 * sizeof *sum_);
-        uint64_t terms = 0;
         for (uint32_t f = 0; f < job_.frame_count; ++f) {
             const FrameView& frame = job_.frames[f];
-            terms += frame.header.codec == QSGD_CODEC_TERNARY ? unpack_ternaries(frame, begin, length)
-                                                              : unpack_units(frame, begin, length);
+            sums_[8 * f] += frame.header.codec == QSGD_CODEC_TERNARY ? unpack_ternaries(frame, begin, length)
+                                                                     : unpack_units(frame, begin, length);
             add_values(frame, begin, length);
         }
         write(begin, length, job_.factor);
-        return terms;
     }
 
     uint64_t unpack_units(const FrameView& frame, uint64_t begin, uint64_t length) {
@@ -118,6 +120,7 @@ class BlockDecoder {
 
     const DecodeJob& job_;
     float* const steps_;
+    uint64_t* const sums_;
     const Kind kind_;
     const bool direct_;
     float bucket_steps_[kBlock];
@@ -125,11 +128,9 @@ class BlockDecoder {
     alignas(64) float codes_[kBlock + kTernaryUnit];
 };
 
-uint64_t decode_blocks(const DecodeJob& job, uint64_t first, uint64_t last, float* scratch) {
-    BlockDecoder decoder(job, scratch);
-    uint64_t terms = 0;
-    for (uint64_t block = first; block < last; ++block) terms += decoder.decode(block);
-    return terms;
+void decode_blocks(const DecodeJob& job, uint64_t first, uint64_t last, float* scratch, uint64_t* sums) {
+    BlockDecoder decoder(job, scratch, sums);
+    for (uint64_t block = first; block < last; ++block) decoder.decode(block);
 }
 
 }  // namespace

@@ -63,7 +63,7 @@ QSGD_INLINE void finish_rows(const DecodeJob& job, Lanes::Float (&sum)[Rows], fl
 // Rows [FirstRow, FirstRow + Lanes::kRowsAtOnce) of one unit, whose words lie at `offset` of every frame.
 template <int Bits, int FirstRow>
 QSGD_INLINE void sum_rows(const DecodeJob& job, uint64_t offset, const float* steps, float* out,
-                          RunningChecksum& running) {
+                          Keys& keys_left, uint64_t* sums) {
     constexpr int kRows = Lanes::kRowsAtOnce;
     constexpr int kFirstWord = FirstRow * Bits / 32, kLastWord = ((FirstRow + kRows) * Bits - 1) / 32;
     constexpr int kWords = kLastWord - kFirstWord + 1;
@@ -71,17 +71,16 @@ QSGD_INLINE void sum_rows(const DecodeJob& job, uint64_t offset, const float* st
     Lanes::Float sum[kRows];
     Lanes::Sum keys[kWords];
     unroll<0, kRows>([&](auto r) QSGD_INLINE_LAMBDA { sum[r.value] = Lanes::zero(); });
-    unroll<kOld, kWords>([&](auto w) QSGD_INLINE_LAMBDA { keys[w.value] = running.take_key(); });
-    for (uint32_t f = 0; f < job.frame_count; ++f, steps += kBlockSteps) {
+    unroll<kOld, kWords>([&](auto w) QSGD_INLINE_LAMBDA { keys[w.value] = keys_left.take(); });
+    for (uint32_t f = 0; f < job.frame_count; ++f, steps += kBlockSteps, sums += 8) {
         const uint8_t* at = job.frames[f].base + offset + 64 * kFirstWord;
         Lanes::Int words[kWords];
         unroll<0, kWords>([&](auto w) QSGD_INLINE_LAMBDA {
             words[w.value] = Lanes::load(reinterpret_cast<const uint32_t*>(at + 64 * w.value));
         });
-        unroll<kOld, kWords>([&](auto w) QSGD_INLINE_LAMBDA {
-            __builtin_prefetch(at + 64 * w.value + kPrefetchBytes, 0, 2);
-            running.sum = Lanes::add_terms(running.sum, words[w.value], keys[w.value]);
-        });
+        unroll<kOld, kWords>(
+            [&](auto w) QSGD_INLINE_LAMBDA { __builtin_prefetch(at + 64 * w.value + kPrefetchBytes, 0, 2); });
+        if constexpr (kOld < kWords) add_to_frame<kOld, kWords>(sums, words, keys);
         unroll<0, kRows>([&](auto r) QSGD_INLINE_LAMBDA {
             constexpr int kRow = FirstRow + r.value;
             sum[r.value] = Lanes::add(
@@ -91,26 +90,25 @@ QSGD_INLINE void sum_rows(const DecodeJob& job, uint64_t offset, const float* st
     finish_rows(job, sum, out + 16 * FirstRow);
 }
 
-// `units` units whose words lie from `offset` on; steps are those of their rows. Returns the checksum's
-// terms.
+// `units` units whose words lie from `offset` on; steps are those of their rows.
 template <int Bits>
-uint64_t sum_units(const DecodeJob& job, uint64_t offset, uint64_t units, const float* steps, float* out) {
-    RunningChecksum running(offset / 8);
+void sum_units(const DecodeJob& job, uint64_t offset, uint64_t units, const float* steps, float* out,
+               uint64_t* sums) {
+    Keys keys(offset / 8);
     for (uint64_t unit = 0; unit < units; ++unit) {
         unroll<0, 32 / Lanes::kRowsAtOnce>([&](auto part) QSGD_INLINE_LAMBDA {
-            sum_rows<Bits, part.value * Lanes::kRowsAtOnce>(job, offset, steps, out, running);
+            sum_rows<Bits, part.value * Lanes::kRowsAtOnce>(job, offset, steps, out, keys, sums);
         });
         offset += 64 * Bits, steps += kUnit / kStepElements, out += kUnit;
     }
-    return Lanes::total(running.sum);
 }
 
 // The same of ternary frames, in spans of four units: 20 rows in 64 bytes.
-inline uint64_t sum_ternary(const DecodeJob& job, uint64_t offset, uint64_t spans, const float* steps,
-                            float* out) {
-    RunningChecksum running(offset / 8);
+inline void sum_ternary(const DecodeJob& job, uint64_t offset, uint64_t spans, const float* steps, float* out,
+                        uint64_t* sums) {
+    Keys keys(offset / 8);
     for (uint64_t span = 0; span < spans; ++span) {
-        const Lanes::Sum key = running.take_key();
+        const Lanes::Sum key = keys.take();
         unroll<0, 4>([&](auto unit) QSGD_INLINE_LAMBDA {
             Lanes::Float sum[5];
             unroll<0, 5>([&](auto r) QSGD_INLINE_LAMBDA { sum[r.value] = Lanes::zero(); });
@@ -119,7 +117,7 @@ inline uint64_t sum_ternary(const DecodeJob& job, uint64_t offset, uint64_t span
                 if (unit.value == 0) {
                     __builtin_prefetch(at + kPrefetchBytes, 0, 2);
                     const Lanes::Int words = Lanes::load(reinterpret_cast<const uint32_t*>(at));
-                    running.sum = Lanes::add_terms(running.sum, words, key);
+                    add_to_frame<0, 1>(sums + 8 * f, &words, &key);
                 }
                 each_ternary_row(at + 16 * unit.value, [&](auto r, Lanes::Int code) QSGD_INLINE_LAMBDA {
                     const float step = steps[kBlockSteps * f + (5 * unit.value + r.value) / kStepRows];
@@ -130,14 +128,14 @@ inline uint64_t sum_ternary(const DecodeJob& job, uint64_t offset, uint64_t span
         });
         offset += 64, steps += kTernarySpan / kStepElements, out += kTernarySpan;
     }
-    return Lanes::total(running.sum);
 }
 
 // A kind of frames: how many elements are summed at a time, to how many bytes they are packed.
 struct Kind {
     uint64_t elements, bytes;
     float code_scale;
-    uint64_t (*sum)(const DecodeJob& job, uint64_t offset, uint64_t count, const float* steps, float* out);
+    void (*sum)(const DecodeJob& job, uint64_t offset, uint64_t count, const float* steps, float* out,
+                uint64_t* sums);
 };
 
 inline Kind kind_of(uint8_t codec, uint32_t bits) {

@@ -54,9 +54,10 @@ struct Kernels {
     void (*sum_blocks)(const EncodeJob& job, uint64_t first, uint64_t last, double* sums, uint32_t* largest);
     // Pairwise tree over the sums of squares of buckets [first, last).
     double (*bucket_squares)(const EncodeJob& job, uint64_t first, uint64_t last);
-    // Decoded sum of blocks [first, last); returns the sum of all frames' payload checksums. Aligned to 64
-    // bytes: scratch.
-    uint64_t (*decode_blocks)(const DecodeJob& job, uint64_t first, uint64_t last, float* scratch);
+    // Decoded sum of blocks [first, last). Their terms of frame f's checksum are added, in eight parts, to
+    // sums[8 * f ... 8 * f + 7].
+    void (*decode_blocks)(const DecodeJob& job, uint64_t first, uint64_t last, float* scratch,
+                          uint64_t* sums);
     uint64_t (*checksum)(const uint8_t* words, uint64_t first_word, uint64_t count);
     float (*read_sum)(const float* values, uint64_t n);
 };
