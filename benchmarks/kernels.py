@@ -1,8 +1,8 @@
 """Speed of the kernels beside the memory's: python -m benchmarks.kernels [--json] [--quick] [--n LOG2] [--isa all]
 
 GB/s counts 4 bytes for each element of the gradient, once, however many frames are summed and whatever its dtype.
-``ratio`` is that over memcpy of a float32 gradient. All take turns in one run; figures are medians. With one thread, its
-processor time is what counts, so that other programs disturb less; with several, time on the clock.
+``ratio`` is that over memcpy of a float32 gradient. All take turns in one run; figures are medians. With one thread,
+its processor time is what counts, so that other programs disturb less; with several, time on the clock.
 HVD_QSGD_NUM_THREADS sets the threads (default here: 1), HVD_QSGD_ISA or --isa the instruction set.
 """
 

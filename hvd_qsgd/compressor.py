@@ -59,6 +59,7 @@ class Compressor:
     """State and decisions of one compressor on one rank."""
 
     def __init__(self, quantization: Quantization, options: Options) -> None:
+        native.library()  # if it cannot be loaded, say so before other ranks wait for this one
         self.quantization = quantization
         self.options = options
         self.stats = Stats()

@@ -57,7 +57,7 @@ def allreduce(
     transport, call = _next_call(import_mpi().COMM_WORLD if comm is None else comm)
     core = Compressor(quantization, options)
     core.steps.begin(call)
-    ticket = core.open("array", gradient.size, dtype, lambda: Ranks(transport.rank, transport.size, "mpi"))
+    ticket = core.open(op, gradient.size, dtype, lambda: Ranks(transport.rank, transport.size, "mpi"))
     words = core.encode(ticket, gradient.ctypes.data, _allocate_frame)
     gathered = transport.allgather(words, ticket.slot.operation, 0).wait()
     result = wire_array(gradient.size, dtype)

@@ -81,7 +81,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         name: of this compressor, the same on all ranks. Needed if ranks first use several compressors in different
             order.
         process_set: Horovod's process set; the same one as the optimizer's.
-        transport: "horovod", or "mpi": frames travel by mpi4py on a communicator of their own.
+        transport: "horovod", or "mpi": frames travel by mpi4py on a communicator of their own. The same on all ranks.
+            Over MPI tensors are matched by their order, so that all ranks must use the same parameters in every step.
         measure_error: add up the quantization error for ``stats()``; decodes every own frame once more.
 
     Gradients of float32, float16, bfloat16 and float64 (sent as float32) are compressed; others are left to Horovod.

@@ -174,6 +174,5 @@ def test_horovod_shut_down_and_started_again() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="BUG: a handle of before the shutdown is waited for, and now it is another operation's")
 def test_other_operations_after_starting_again() -> None:
     assert started_again().output.count("others are well") == 6

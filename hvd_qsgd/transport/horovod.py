@@ -21,6 +21,7 @@ class HorovodTransport:
         self._max_words = max_words
         self.rank, self.size, self.group = 0, 1, 0
         self._in_flight: dict[str, int] = {}  # operation -> Horovod's handle
+        self._handles: Any = None  # Horovod's table of handles
 
     def prepare(self) -> None:
         """Look up who takes part, which Horovod may change between steps; raise unless this rank can communicate."""
@@ -32,6 +33,11 @@ class HorovodTransport:
             )
         if not self._process_set.included():
             raise QSGDError(f"this rank is not in {self._process_set}: only its ranks may use a compressor made for it")
+        handles = getattr(self._hvd.mpi_ops, "_handle_map", None)
+        if handles is not self._handles:
+            # Horovod was started again: it numbers its handles anew, and what was on its way is lost.
+            self._handles = handles
+            self._in_flight.clear()
         self.rank = int(self._process_set.rank())
         self.size = int(self._process_set.size())
         self.group = int(self._process_set.process_set_id)
