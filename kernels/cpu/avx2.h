@@ -149,6 +149,11 @@ struct Lanes {
         return _mm_cvtsd_f64(two) + _mm_cvtsd_f64(_mm_unpackhi_pd(two, two));
     }
 
+    static Sum load_sum(const uint64_t* p) { return {load256(p), load256(p + 4)}; }
+    static void store_sum(uint64_t* p, Sum sum) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), sum.a);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 4), sum.b);
+    }
     static Sum zero_sum() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
     static __m256i keys(uint64_t k) {
         return _mm256_set_epi64x(

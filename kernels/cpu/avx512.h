@@ -99,6 +99,8 @@ struct Lanes {
     }
 
     // Checksum: sums of terms of eight 64-bit words at a time.
+    static Sum load_sum(const uint64_t* p) { return _mm512_loadu_si512(p); }
+    static void store_sum(uint64_t* p, Sum a) { _mm512_storeu_si512(p, a); }
     static Sum zero_sum() { return _mm512_setzero_si512(); }
     static Sum first_key(uint64_t word) {  // (word + 1 + lane) * golden
         const __m512i lane = _mm512_set_epi64(8, 7, 6, 5, 4, 3, 2, 1);

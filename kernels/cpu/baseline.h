@@ -200,6 +200,12 @@ struct Lanes {
         return sum.part[0][0] + sum.part[0][1];
     }
 
+    static Sum load_sum(const uint64_t* p) {
+        return each<Sum>([=](int k) { return Long2{p[2 * k], p[2 * k + 1]}; });
+    }
+    static void store_sum(uint64_t* p, Sum sum) {
+        for (int k = 0; k < 4; ++k) p[2 * k] = sum.part[k][0], p[2 * k + 1] = sum.part[k][1];
+    }
     static Sum zero_sum() { return Sum{}; }
     static Sum first_key(uint64_t word) {
         return each<Sum>([=](int k) {

@@ -29,11 +29,10 @@ struct RunningChecksum {
 // Adds the terms of some groups to one frame's eight partial sums in memory.
 template <int First, int Last>
 QSGD_INLINE void add_to_frame(uint64_t* sums, const Lanes::Int* words, const Lanes::Sum* keys) {
-    Lanes::Sum sum;
-    memcpy(&sum, sums, sizeof sum);
+    Lanes::Sum sum = Lanes::load_sum(sums);
     unroll<First, Last>(
         [&](auto w) QSGD_INLINE_LAMBDA { sum = Lanes::add_terms(sum, words[w.value], keys[w.value]); });
-    memcpy(sums, &sum, sizeof sum);
+    Lanes::store_sum(sums, sum);
 }
 
 uint64_t checksum(const uint8_t* words, uint64_t first_word, uint64_t count) {
