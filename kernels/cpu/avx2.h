@@ -63,6 +63,11 @@ struct Lanes {
     static Int shift_right_signed(Int x) {
         return {_mm256_srai_epi32(x.a, K), _mm256_srai_epi32(x.b, K)};
     }
+    // Bits At .. At + Bits - 1 at the bottom, other bits above.
+    template <int Bits, int At>
+    static Int field(Int x) {
+        return shift_right<At>(x);
+    }
     static uint32_t largest(Int x) {
         __m256i m = _mm256_max_epu32(x.a, x.b);
         __m128i n = _mm_max_epu32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));

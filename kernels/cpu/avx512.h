@@ -45,6 +45,15 @@ struct Lanes {
     static Int shift_right_signed(Int a) {
         return _mm512_srai_epi32(a, K);
     }
+    // Bits At .. At + Bits - 1 at the bottom, other bits above. By multiplication within 16 bits where that
+    // does: shifts and lookups compete for two of Zen 4's four ports, multiplications use the others.
+    template <int Bits, int At>
+    static Int field(Int a) {
+        constexpr int half = At % 16;
+        if constexpr (half == 0 || half + Bits > 16 || Bits > 4) return shift_right<At>(a);
+        const Int low = At < 16 ? a : shift_right<16>(a);
+        return _mm512_mulhi_epu16(low, _mm512_set1_epi16(static_cast<short>(1 << (16 - half))));
+    }
     static uint32_t largest(Int a) { return _mm512_reduce_max_epu32(a); }
 
     static Float set(float a) { return _mm512_set1_ps(a); }

@@ -93,6 +93,11 @@ struct Lanes {
         return each<Int>(
             [&](int k) { return reinterpret_cast<Uint4>(reinterpret_cast<Int4>(x.part[k]) >> K); });
     }
+    // Bits At .. At + Bits - 1 at the bottom, other bits above.
+    template <int Bits, int At>
+    static Int field(Int x) {
+        return shift_right<At>(x);
+    }
     static uint32_t largest(Int x) {
         uint32_t m = 0;
         for (int l = 0; l < 16; ++l) m = x.part[l / 4][l % 4] > m ? x.part[l / 4][l % 4] : m;
@@ -201,11 +206,9 @@ struct Lanes {
     }
 
     static Sum load_sum(const uint64_t* p) {
-        return each<Sum>([=](int k) { return Long2{p[2 * k], p[2 * k + 1]}; });
+        return each<Sum>([=](int k) { return load16<Long2>(p, k); });
     }
-    static void store_sum(uint64_t* p, Sum sum) {
-        for (int k = 0; k < 4; ++k) p[2 * k] = sum.part[k][0], p[2 * k + 1] = sum.part[k][1];
-    }
+    static void store_sum(uint64_t* p, Sum sum) { memcpy(p, &sum, sizeof sum); }
     static Sum zero_sum() { return Sum{}; }
     static Sum first_key(uint64_t word) {
         return each<Sum>([=](int k) {

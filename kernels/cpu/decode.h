@@ -10,12 +10,8 @@ namespace {
 
 class BlockDecoder {
   public:
-    BlockDecoder(const DecodeJob& job, float* steps, uint64_t* sums)
-        : job_(job),
-          steps_(steps),
-          sums_(sums),
-          kind_(kind_of(job.codec, job.bits)),
-          direct_(job.dtype == QSGD_FLOAT32) {}
+    BlockDecoder(const DecodeJob& job, FrameWork* work)
+        : job_(job), work_(work), kind_(kind_of(job.codec, job.bits)), direct_(job.dtype == QSGD_FLOAT32) {}
 
     // The sum of block number `block`.
     void decode(uint64_t block) {
@@ -26,7 +22,7 @@ class BlockDecoder {
         if (whole > 0) {
             const uint64_t offset = job_.frames[0].at.payload + begin / kind_.elements * kind_.bytes;
             float* out = direct_ ? element_at<float>(job_.out, begin) : sum_;
-            kind_.sum(job_, offset, whole / kind_.elements, steps_, out, sums_);
+            kind_.sum(job_, work_, offset, whole / kind_.elements, out);
             if (!direct_) write(begin, whole, 1);
         }
         if (whole < length) decode_apart(begin + whole, length - whole);
@@ -35,8 +31,7 @@ class BlockDecoder {
   private:
     bool find_all_steps(uint64_t begin, uint64_t length) {
         for (uint32_t f = 0; f < job_.frame_count; ++f)
-            if (!find_steps(job_.frames[f], begin, length, kind_.code_scale, steps_ + kBlockSteps * f))
-                return false;
+            if (!find_steps(job_.frames[f], begin, length, kind_.code_scale, work_[f].steps)) return false;
         return true;
     }
 
@@ -45,8 +40,9 @@ class BlockDecoder {
         memset(sum_, 0, ceil_div(length, 16) * 16 * sizeof *sum_);
         for (uint32_t f = 0; f < job_.frame_count; ++f) {
             const FrameView& frame = job_.frames[f];
-            sums_[8 * f] += frame.header.codec == QSGD_CODEC_TERNARY ? unpack_ternaries(frame, begin, length)
-                                                                     : unpack_units(frame, begin, length);
+            work_[f].sums[0] += frame.header.codec == QSGD_CODEC_TERNARY
+                                    ? unpack_ternaries(frame, begin, length)
+                                    : unpack_units(frame, begin, length);
             add_values(frame, begin, length);
         }
         write(begin, length, job_.factor);
@@ -119,8 +115,7 @@ class BlockDecoder {
     }
 
     const DecodeJob& job_;
-    float* const steps_;
-    uint64_t* const sums_;
+    FrameWork* const work_;
     const Kind kind_;
     const bool direct_;
     float bucket_steps_[kBlock];
@@ -128,8 +123,8 @@ class BlockDecoder {
     alignas(64) float codes_[kBlock + kTernaryUnit];
 };
 
-void decode_blocks(const DecodeJob& job, uint64_t first, uint64_t last, float* scratch, uint64_t* sums) {
-    BlockDecoder decoder(job, scratch, sums);
+void decode_blocks(const DecodeJob& job, uint64_t first, uint64_t last, FrameWork* work) {
+    BlockDecoder decoder(job, work);
     for (uint64_t block = first; block < last; ++block) decoder.decode(block);
 }
 

@@ -60,10 +60,11 @@ QSGD_INLINE void finish_rows(const DecodeJob& job, Lanes::Float (&sum)[Rows], fl
         unroll<0, Rows>([&](auto r) QSGD_INLINE_LAMBDA { Lanes::store(out + 16 * r.value, sum[r.value]); });
 }
 
-// Rows [FirstRow, FirstRow + Lanes::kRowsAtOnce) of one unit, whose words lie at `offset` of every frame.
+// Rows [FirstRow, FirstRow + Lanes::kRowsAtOnce) of one unit, whose words lie at `offset` of every frame and
+// whose steps begin with number `first_step`.
 template <int Bits, int FirstRow>
-QSGD_INLINE void sum_rows(const DecodeJob& job, uint64_t offset, const float* steps, float* out,
-                          Keys& keys_left, uint64_t* sums) {
+QSGD_INLINE void sum_rows(const DecodeJob& job, FrameWork* work, uint64_t offset, uint64_t first_step,
+                          float* out, Keys& keys_left) {
     constexpr int kRows = Lanes::kRowsAtOnce;
     constexpr int kFirstWord = FirstRow * Bits / 32, kLastWord = ((FirstRow + kRows) * Bits - 1) / 32;
     constexpr int kWords = kLastWord - kFirstWord + 1;
@@ -72,61 +73,58 @@ QSGD_INLINE void sum_rows(const DecodeJob& job, uint64_t offset, const float* st
     Lanes::Sum keys[kWords];
     unroll<0, kRows>([&](auto r) QSGD_INLINE_LAMBDA { sum[r.value] = Lanes::zero(); });
     unroll<kOld, kWords>([&](auto w) QSGD_INLINE_LAMBDA { keys[w.value] = keys_left.take(); });
-    for (uint32_t f = 0; f < job.frame_count; ++f, steps += kBlockSteps, sums += 8) {
-        const uint8_t* at = job.frames[f].base + offset + 64 * kFirstWord;
+    for (FrameWork* frame = work; frame < work + job.frame_count; ++frame) {
+        const uint8_t* at = frame->base + offset + 64 * kFirstWord;
         Lanes::Int words[kWords];
         unroll<0, kWords>([&](auto w) QSGD_INLINE_LAMBDA {
             words[w.value] = Lanes::load(reinterpret_cast<const uint32_t*>(at + 64 * w.value));
         });
         unroll<kOld, kWords>(
             [&](auto w) QSGD_INLINE_LAMBDA { __builtin_prefetch(at + 64 * w.value + kPrefetchBytes, 0, 2); });
-        if constexpr (kOld < kWords) add_to_frame<kOld, kWords>(sums, words, keys);
+        if constexpr (kOld < kWords) add_to_frame<kOld, kWords>(frame->sums, words, keys);
         unroll<0, kRows>([&](auto r) QSGD_INLINE_LAMBDA {
             constexpr int kRow = FirstRow + r.value;
-            sum[r.value] = Lanes::add(
-                sum[r.value], value<Bits, kRow * Bits - 32 * kFirstWord>(words, steps[kRow / kStepRows]));
+            const float step = frame->steps[first_step + kRow / kStepRows];
+            sum[r.value] = Lanes::add(sum[r.value], value<Bits, kRow * Bits - 32 * kFirstWord>(words, step));
         });
     }
     finish_rows(job, sum, out + 16 * FirstRow);
 }
 
-// `units` units whose words lie from `offset` on; steps are those of their rows.
+// The first `units` units of a block, whose words lie from `offset` on.
 template <int Bits>
-void sum_units(const DecodeJob& job, uint64_t offset, uint64_t units, const float* steps, float* out,
-               uint64_t* sums) {
+void sum_units(const DecodeJob& job, FrameWork* work, uint64_t offset, uint64_t units, float* out) {
     Keys keys(offset / 8);
-    for (uint64_t unit = 0; unit < units; ++unit) {
+    for (uint64_t unit = 0; unit < units; ++unit, offset += 64 * Bits, out += kUnit)
         unroll<0, 32 / Lanes::kRowsAtOnce>([&](auto part) QSGD_INLINE_LAMBDA {
-            sum_rows<Bits, part.value * Lanes::kRowsAtOnce>(job, offset, steps, out, keys, sums);
+            constexpr int kFirstRow = part.value * Lanes::kRowsAtOnce;
+            sum_rows<Bits, kFirstRow>(job, work, offset, unit * (kUnit / kStepElements), out, keys);
         });
-        offset += 64 * Bits, steps += kUnit / kStepElements, out += kUnit;
-    }
 }
 
 // The same of ternary frames, in spans of four units: 20 rows in 64 bytes.
-inline void sum_ternary(const DecodeJob& job, uint64_t offset, uint64_t spans, const float* steps, float* out,
-                        uint64_t* sums) {
+inline void sum_ternary(const DecodeJob& job, FrameWork* work, uint64_t offset, uint64_t spans, float* out) {
     Keys keys(offset / 8);
-    for (uint64_t span = 0; span < spans; ++span) {
+    for (uint64_t span = 0; span < spans; ++span, offset += 64, out += kTernarySpan) {
         const Lanes::Sum key = keys.take();
         unroll<0, 4>([&](auto unit) QSGD_INLINE_LAMBDA {
             Lanes::Float sum[5];
             unroll<0, 5>([&](auto r) QSGD_INLINE_LAMBDA { sum[r.value] = Lanes::zero(); });
-            for (uint32_t f = 0; f < job.frame_count; ++f) {
-                const uint8_t* at = job.frames[f].base + offset;
+            for (FrameWork* frame = work; frame < work + job.frame_count; ++frame) {
+                const uint8_t* at = frame->base + offset;
                 if (unit.value == 0) {
                     __builtin_prefetch(at + kPrefetchBytes, 0, 2);
                     const Lanes::Int words = Lanes::load(reinterpret_cast<const uint32_t*>(at));
-                    add_to_frame<0, 1>(sums + 8 * f, &words, &key);
+                    add_to_frame<0, 1>(frame->sums, &words, &key);
                 }
+                const float* steps = frame->steps + span * (kTernarySpan / kStepElements);
                 each_ternary_row(at + 16 * unit.value, [&](auto r, Lanes::Int code) QSGD_INLINE_LAMBDA {
-                    const float step = steps[kBlockSteps * f + (5 * unit.value + r.value) / kStepRows];
+                    const float step = steps[(5 * unit.value + r.value) / kStepRows];
                     sum[r.value] = Lanes::add(sum[r.value], ternary_value(code, step));
                 });
             }
             finish_rows(job, sum, out + kTernaryUnit * unit.value);
         });
-        offset += 64, steps += kTernarySpan / kStepElements, out += kTernarySpan;
     }
 }
 
@@ -134,8 +132,7 @@ inline void sum_ternary(const DecodeJob& job, uint64_t offset, uint64_t spans, c
 struct Kind {
     uint64_t elements, bytes;
     float code_scale;
-    void (*sum)(const DecodeJob& job, uint64_t offset, uint64_t count, const float* steps, float* out,
-                uint64_t* sums);
+    void (*sum)(const DecodeJob& job, FrameWork* work, uint64_t offset, uint64_t count, float* out);
 };
 
 inline Kind kind_of(uint8_t codec, uint32_t bits) {

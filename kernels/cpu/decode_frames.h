@@ -52,15 +52,15 @@ inline bool all_alike(const std::vector<FrameView>& views) {
     return true;
 }
 
-// Check 7: the terms of head and padding, and those that decoding left in `sums`, thread after thread.
-inline int verify(const std::vector<FrameView>& views, const std::vector<uint64_t>& sums,
+// Check 7: the terms of head and padding, and those that the threads' decoding left in `work`.
+inline int verify(const std::vector<FrameView>& views, const std::vector<FrameWork>& work,
                   uint32_t& bad_frame) {
     for (bad_frame = 0; bad_frame < views.size(); ++bad_frame) {
         const FrameView& view = views[bad_frame];
         uint64_t found = checksum_terms(view.base, 0, view.at.payload) +
                          checksum_terms(view.base, view.at.coded_bytes, view.at.frame_bytes);
-        for (uint64_t thread = 0; thread < sums.size(); thread += 8 * views.size())
-            for (int part = 0; part < 8; ++part) found += sums[thread + 8 * bad_frame + part];
+        for (uint64_t k = bad_frame; k < work.size(); k += views.size())
+            for (uint64_t sum : work[k].sums) found += sum;
         if (found != view.header.checksum) return QSGD_BAD_CHECKSUM;
     }
     return QSGD_OK;
@@ -83,15 +83,13 @@ inline int decode_frames(const uint8_t* frames, uint64_t bytes, uint32_t frame_c
     job.count = expected.count, job.factor = factor, job.out = out;
 
     const uint32_t threads = useful_threads(allowed_threads, job.count);
-    const uint64_t scratch_floats = kBlockSteps * frame_count + 16;  // a cache line between threads
-    std::vector<float> scratch(scratch_floats * threads);
-    std::vector<uint64_t> sums(8 * static_cast<uint64_t>(frame_count) * threads);
+    std::vector<FrameWork> work(static_cast<uint64_t>(frame_count) * threads);
+    for (uint64_t k = 0; k < work.size(); ++k) work[k].base = views[k % frame_count].base;
     parallel(threads, ceil_div(job.count, kBlock), [&](uint32_t worker, uint64_t first, uint64_t last) {
-        if (first < last)
-            kernels().decode_blocks(job, first, last, scratch.data() + scratch_floats * worker,
-                                    sums.data() + 8 * static_cast<uint64_t>(frame_count) * worker);
+        FrameWork* const mine = work.data() + static_cast<uint64_t>(frame_count) * worker;
+        if (first < last) kernels().decode_blocks(job, first, last, mine);
     });
-    return verify(views, sums, bad_frame);
+    return verify(views, work, bad_frame);
 }
 
 }  // namespace

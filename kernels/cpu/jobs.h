@@ -44,7 +44,14 @@ struct DecodeJob {
 
 constexpr int kStepRows = 4;  // rows that share a step where frames are summed together
 constexpr uint64_t kStepElements = 16 * kStepRows;
-constexpr uint64_t kBlockSteps = kBlock / kStepElements + 16;  // scratch of decode_blocks, per frame
+constexpr uint64_t kBlockSteps = kBlock / kStepElements + 16;  // a vector may begin at the last
+
+// What one thread keeps of a frame while it decodes.
+struct alignas(64) FrameWork {
+    uint64_t sums[8];  // parts of its checksum: set to zero before, to be added up after decode_blocks
+    const uint8_t* base;
+    float steps[kBlockSteps];  // of the block at hand
+};
 
 struct Kernels {
     const char* name;
@@ -54,10 +61,9 @@ struct Kernels {
     void (*sum_blocks)(const EncodeJob& job, uint64_t first, uint64_t last, double* sums, uint32_t* largest);
     // Pairwise tree over the sums of squares of buckets [first, last).
     double (*bucket_squares)(const EncodeJob& job, uint64_t first, uint64_t last);
-    // Decoded sum of blocks [first, last). Their terms of frame f's checksum are added, in eight parts, to
-    // sums[8 * f ... 8 * f + 7].
-    void (*decode_blocks)(const DecodeJob& job, uint64_t first, uint64_t last, float* scratch,
-                          uint64_t* sums);
+    // Decoded sum of blocks [first, last). Their terms of the frames' checksums are added to the sums in
+    // `work`.
+    void (*decode_blocks)(const DecodeJob& job, uint64_t first, uint64_t last, FrameWork* work);
     uint64_t (*checksum)(const uint8_t* words, uint64_t first_word, uint64_t count);
     float (*read_sum)(const float* values, uint64_t n);
 };

@@ -11,11 +11,11 @@ namespace {
 template <int Bits, int At>
 QSGD_INLINE Lanes::Int code_at_bottom(const Lanes::Int* words) {
     constexpr int word = At / 32, bit = At % 32;
-    const Lanes::Int low = Lanes::shift_right<bit>(words[word]);
     if constexpr (bit + Bits <= 32)
-        return low;
+        return Lanes::field<Bits, bit>(words[word]);
     else
-        return Lanes::bit_or(low, Lanes::shift_left<(bit > 0) ? 32 - bit : 0>(words[word + 1]));
+        return Lanes::bit_or(Lanes::shift_right<bit>(words[word]),
+                             Lanes::shift_left<(bit > 0) ? 32 - bit : 0>(words[word + 1]));
 }
 
 // The same in the lane's top bits, others below it.
