@@ -117,13 +117,17 @@ struct Lanes {
         for (int l = 0; l < 16; ++l) to[l] = convert(from[l]);
     }
     static Float load_float16(const uint16_t* p) {
+        uint16_t halves[16];  // p may be odd
         float lanes[16];
-        convert16<float, uint16_t, float_from_float16>(p, lanes);
+        memcpy(halves, p, sizeof halves);
+        convert16<float, uint16_t, float_from_float16>(halves, lanes);
         return load(lanes);
     }
     static Float load_bfloat16(const uint16_t* p) {
+        uint16_t halves[16];
         float lanes[16];
-        for (int l = 0; l < 16; ++l) lanes[l] = float_from_bfloat16(p[l]);
+        memcpy(halves, p, sizeof halves);
+        for (int l = 0; l < 16; ++l) lanes[l] = float_from_bfloat16(halves[l]);
         return load(lanes);
     }
     static void store(float* p, Float v) { memcpy(p, &v, sizeof v); }
@@ -135,14 +139,18 @@ struct Lanes {
 #endif
     }
     static void store_float16(uint16_t* p, Float v) {
+        uint16_t halves[16];
         float lanes[16];
         store(lanes, v);
-        convert16<uint16_t, float, float16_from_float>(lanes, p);
+        convert16<uint16_t, float, float16_from_float>(lanes, halves);
+        memcpy(p, halves, sizeof halves);
     }
     static void store_bfloat16(uint16_t* p, Float v) {
+        uint16_t halves[16];
         float lanes[16];
         store(lanes, v);
-        convert16<uint16_t, float, bfloat16_from_float>(lanes, p);
+        convert16<uint16_t, float, bfloat16_from_float>(lanes, halves);
+        memcpy(p, halves, sizeof halves);
     }
     static Int bits(Float x) {
         return each<Int>([&](int k) { return reinterpret_cast<Uint4>(x.part[k]); });
