@@ -199,3 +199,19 @@ def test_nothing_to_decode() -> None:
 def test_wrong_factor(factor: Any) -> None:
     with pytest.raises(hvd_qsgd.QSGDError, match="factor"):
         hvd_qsgd.decode_sum([hvd_qsgd.encode(VALUES)], factor)
+
+
+@pytest.mark.xfail(reason="TypeError, ValueError or OverflowError, not QSGDError")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda frame: hvd_qsgd.decode_sum(5),  # type: ignore[arg-type]
+        lambda frame: hvd_qsgd.decode_sum(np.frombuffer(frame, np.uint8)),  # type: ignore[arg-type]
+        lambda frame: hvd_qsgd.decode_sum([frame], 10**400),
+        lambda frame: hvd_qsgd.encode([[1.0, 2.0], [3.0]]),
+    ],
+    ids=["frames=5", "frames=array", "factor=10**400", "ragged"],
+)
+def test_other_mistakes(call: Any) -> None:
+    with pytest.raises(hvd_qsgd.QSGDError):
+        call(hvd_qsgd.encode(VALUES))
