@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,8 @@ def decode(frame: bytes | bytearray | memoryview) -> Array:
 
 def decode_sum(frames_in_rank_order: Sequence[bytes | bytearray | memoryview], factor: float = 1.0) -> Array:
     """``factor`` times the sum of several frames of the same tensor and step, from ranks first, first + 1, ..."""
+    if not isinstance(frames_in_rank_order, (list, tuple)):
+        raise QSGDError(f"the frames come as a list, in rank order, not as {type(frames_in_rank_order).__name__}")
     if not frames_in_rank_order:
         raise QSGDError("there is nothing to decode: pass at least one frame")
     factor = _number("factor", factor)
@@ -112,9 +114,14 @@ def _bytes_of(frame: Any) -> Array:
 
 
 def _number(name: str, value: Any) -> float:
-    if not isinstance(value, numbers.Real):
-        raise QSGDError(f"{name}={value!r} is not a number")
-    return float(value)
+    try:
+        return float(value) if isinstance(value, numbers.Real) else _no_number(name, value)
+    except OverflowError:
+        return _no_number(name, value)
+
+
+def _no_number(name: str, value: Any) -> NoReturn:
+    raise QSGDError(f"{name}={value!r} is not a number that float32 knows")
 
 
 def _truth(name: str, value: Any) -> bool:
@@ -125,7 +132,10 @@ def _truth(name: str, value: Any) -> bool:
 
 def as_gradient(array: npt.ArrayLike) -> tuple[Array, str]:
     """``array`` as contiguous values that the kernels read, and their dtype's name on the wire."""
-    values = np.asarray(array)
+    try:
+        values = np.asarray(array)
+    except ValueError as error:
+        raise QSGDError(f"this is no array: {error}") from None
     if values.dtype == np.float64:
         with np.errstate(over="ignore"):  # beyond float32's range: infinite, and so reported as NaN
             values = values.astype(np.float32)

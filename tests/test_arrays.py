@@ -201,7 +201,6 @@ def test_wrong_factor(factor: Any) -> None:
         hvd_qsgd.decode_sum([hvd_qsgd.encode(VALUES)], factor)
 
 
-@pytest.mark.xfail(reason="TypeError, ValueError or OverflowError, not QSGDError")
 @pytest.mark.parametrize(
     "call",
     [
