@@ -19,19 +19,23 @@ class BlockEncoder {
           levels_(static_cast<float>(job.spec.levels)),
           random_(job.spec.seed, job.spec.rank, job.spec.tensor, job.spec.step) {
         const uint64_t begin = first_block * kBlock, bucket = job.spec.bucket_size;
-        next_bucket_ = ceil_div(begin, bucket);          // the first bucket that begins here
+        next_bucket_ = ceil_div(begin, bucket);
         if (!job.scales_ready && begin % bucket != 0) {  // an earlier range writes this one
             open_bucket_ = begin / bucket;
             find_scales_(job, open_bucket_, open_bucket_ + 1, &open_scale_);
         }
     }
 
-    // Payload of block number `block`, and its part of the checksum.
+    // Payload of block number `block`, the one after the last call's, and its part of the checksum.
     uint64_t encode(uint64_t block) {
         const uint64_t begin = block * kBlock, left = job_.spec.count - begin;
         const uint64_t length = left < kBlock ? left : kBlock;
-        if (!job_.scales_ready) find_scales(begin + length);
-        const bool plain = find_inverses(begin, length);
+        const uint64_t next = next_bucket_;
+        next_bucket_ = ceil_div(begin + length, job_.spec.bucket_size);
+        if (!job_.scales_ready && next < next_bucket_)
+            find_scales_(job_, next, next_bucket_, scale_place(next));
+        first_bucket_ = next * job_.spec.bucket_size > begin ? next - 1 : next;
+        const bool plain = find_inverses();
         // What can be read where it lies; the rest is copied, widened and multiplied here.
         const bool direct = plain && job_.spec.dtype == QSGD_FLOAT32 && job_.spec.bucket_size % 16 == 0;
         const uint64_t whole = direct ? length / kUnit * kUnit : 0;
@@ -45,23 +49,16 @@ class BlockEncoder {
   private:
     uint8_t* scale_place(uint64_t bucket) const { return job_.frame + QSGD_HEADER_BYTES + 4 * bucket; }
 
-    // Scales of all buckets that begin before `end`.
-    void find_scales(uint64_t end) {
-        const uint64_t last = ceil_div(end, job_.spec.bucket_size);
-        if (last > next_bucket_) find_scales_(job_, next_bucket_, last, scale_place(next_bucket_));
-        next_bucket_ = last;
-    }
-
     // Scales of the buckets that meet the block, and their inverses; false if one is tiny or not finite.
-    bool find_inverses(uint64_t begin, uint64_t length) {
-        first_bucket_ = begin / job_.spec.bucket_size;
-        const uint64_t buckets = (begin + length - 1) / job_.spec.bucket_size - first_bucket_ + 1;
+    bool find_inverses() {
+        const uint64_t buckets = next_bucket_ - first_bucket_, padded = roundup16(buckets);
+        Lanes::store(scales_ + padded - 16, Lanes::zero());   // whole vectors below
         const uint64_t open = first_bucket_ == open_bucket_;  // its place may be written right now
         if (open) scales_[0] = open_scale_;
         memcpy(scales_ + open, scale_place(first_bucket_ + open), 4 * (buckets - open));
         uint32_t special = 0;
-        for (uint64_t k = 0; k < buckets; ++k) special |= is_tiny(scales_[k]) | !is_finite(scales_[k]);
-        for (uint64_t k = 0; k < roundup16(buckets); ++k)  // whole vectors; what is beyond is not used
+        for (uint64_t k = 0; k < padded; ++k) special |= is_tiny(scales_[k]) | !is_finite(scales_[k]);
+        for (uint64_t k = 0; k < padded; ++k)
             bucket_inverses_[k] = inverse_step(scales_[k], levels_ * kFractionOne);
         return special == 0;
     }
@@ -70,7 +67,7 @@ class BlockEncoder {
     template <class Body>
     void each_bucket(uint64_t begin, uint64_t from, uint64_t to, Body&& body) const {
         const uint64_t size = job_.spec.bucket_size;
-        for (uint64_t bucket = (begin + from) / size; from < to; ++bucket) {
+        for (uint64_t bucket = from ? (begin + from) / size : first_bucket_; from < to; ++bucket) {
             const uint64_t bucket_end = (bucket + 1) * size - begin;
             const uint64_t last = bucket_end < to ? bucket_end : to;
             body(bucket - first_bucket_, from, last);
@@ -147,7 +144,8 @@ class BlockEncoder {
     const PackUnits pack_units_;
     const float levels_;
     const Random random_;
-    uint64_t next_bucket_, first_bucket_;
+    uint64_t next_bucket_;   // the first that begins after the blocks so far
+    uint64_t first_bucket_;  // that meets the block at hand
     uint64_t open_bucket_ = UINT64_MAX;
     float open_scale_ = 0;
     alignas(64) float values_[kBlock + 16];
