@@ -29,7 +29,9 @@ constexpr uint64_t kSumBlock = 4096;  // elements a block of the sum of squares
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
-constexpr uint32_t kMultipliers[4] = {0x00000001u, 0xAC564B05u, 0x3557EE19u, 0x95DEF97Du};
+constexpr int kSharing = 8;  // rows that use the same random words, each times its own multiplier
+constexpr uint32_t kMultipliers[kSharing] = {0x00000001u, 0x0019660Du, 0x17385CA9u, 0xAF490A95u,
+                                             0x0979E791u, 0xAA9D885Du, 0xBF69FAB9u, 0x6E587165u};
 
 QSGD_HD float float_from_bits(uint32_t bits) {
     float value;

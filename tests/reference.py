@@ -158,7 +158,7 @@ def squared_norm_bits(values: Array, bucket_size: int) -> int:
 
 # ---- 4. Random numbers ----
 
-MULTIPLIERS = np.array([0x00000001, 0xAC564B05, 0x3557EE19, 0x95DEF97D], np.uint32)
+MULTIPLIERS = np.array([pow(1664525, k, 2**32) for k in range(8)], np.uint32)
 
 
 def philox_key(seed: int, rank: int) -> tuple[int, int]:
@@ -183,13 +183,13 @@ def philox4x32_10(counter: ArrayLike, key: tuple[int, int]) -> Array:
 
 def random_bits(n: int, seed: int, rank: int, tensor: int, step: int, first: int = 0) -> Array:
     """R of the elements first … first + n - 1, as uint32."""
-    g0, g1 = first // 256, ceil_div(first + n, 256)
-    b = np.uint64(16 * g0) + np.arange(16 * (g1 - g0), dtype=np.uint64)  # group, lane
+    u0, u1 = first // 512, ceil_div(first + n, 512)
+    b = np.uint64(16 * u0) + np.arange(16 * (u1 - u0), dtype=np.uint64)  # unit, lane
     counter = [b & np.uint64(M32), b >> np.uint64(32), np.full_like(b, tensor), np.full_like(b, step)]
     words = philox4x32_10(counter, philox_key(seed, rank)).reshape(4, 1, -1, 16)
-    product = words * MULTIPLIERS.reshape(1, 4, 1, 1)  # floor(q / 4), q mod 4, group, lane
+    product = words * MULTIPLIERS.reshape(1, 8, 1, 1)  # floor(q / 8), q mod 8, unit, lane
     bits = product.transpose(2, 0, 1, 3).ravel() >> np.uint32(8)
-    return bits[first - 256 * g0 :][:n]
+    return bits[first - 512 * u0 :][:n]
 
 
 # ---- 5. Quantization ----

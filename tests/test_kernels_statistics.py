@@ -198,8 +198,19 @@ def test_neighbours_are_uncorrelated(p: float) -> None:
 
 @pytest.mark.parametrize("p", CHANCES)
 def test_elements_that_share_a_word_are_uncorrelated(p: float) -> None:
-    """Four rows draw from one word of the generator: pairs, triples and all four."""
-    rows = centered(p, **BASE).reshape(-1, 4, 16)  # words, rows, lanes
-    for size in (2, 3, 4):
-        for chosen in itertools.combinations(range(4), size):
+    """Eight rows draw from one word of the generator: pairs, triples, fours, and where they are common enough all."""
+    rows = centered(p, **BASE).reshape(-1, 8, 16)  # words, rows, lanes
+    for size in range(2, 9 if p == 0.5 else 5):
+        for chosen in itertools.combinations(range(8), size):
             assert deviations(rows[:, chosen].prod(axis=1)) < 5, chosen
+
+
+@pytest.mark.parametrize(("power", "low", "high"), [(8, 0.999, 1.001), (12, 0.98, 1.02), (14, 0.9, 1.2), (16, 1, 2)])
+def test_rare_events_that_share_a_word_are_as_rare_together_as_independent_ones(
+    power: int, low: float, high: float
+) -> None:
+    """Of all 2^32 words, those of which two elements are below 2^-power, beside the number expected."""
+    below = np.arange(2 ** (32 - power), dtype=np.uint32)
+    for ratio in ref.MULTIPLIERS[1:]:  # of two elements' multipliers; w times the first is any number
+        together = np.count_nonzero(below * ratio < below.size) / 2 ** (32 - 2 * power)
+        assert low <= together <= high, (ratio, together)

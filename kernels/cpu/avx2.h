@@ -25,6 +25,7 @@ struct Lanes {
 
     static __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
     static Int load(const uint32_t* p) { return {load256(p), load256(p + 8)}; }
+    static Int in_register(Int x) { return x; }  // there are too few
     static void store(uint32_t* p, Int v) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v.a);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), v.b);

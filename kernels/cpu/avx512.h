@@ -19,6 +19,11 @@ struct Lanes {
     static constexpr int kRowsAtOnce = 16;  // accumulator rows that fit the register file
 
     static Int load(const uint32_t* p) { return _mm512_loadu_si512(p); }
+    // Loaded once, not by every instruction that uses it: loads are what encoding has none of to spare.
+    static Int in_register(Int a) {
+        asm("" : "+v"(a));
+        return a;
+    }
     static void store(uint32_t* p, Int a) { _mm512_storeu_si512(p, a); }
     static void store_low_bytes(int8_t* p, Int a) {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
@@ -107,6 +112,9 @@ struct Lanes {
         return _mm_cvtsd_f64(two) + _mm_cvtsd_f64(_mm_unpackhi_pd(two, two));
     }
 
+    // Upper halves of 64-bit lanes in the lower ones. A shuffle: shifts are what the ports are short of.
+    static Int high_to_low(Int a) { return _mm512_shuffle_epi32(a, _MM_PERM_DDBB); }
+
     // Checksum: sums of terms of eight 64-bit words at a time.
     static Sum load_sum(const uint64_t* p) { return _mm512_loadu_si512(p); }
     static void store_sum(uint64_t* p, Sum a) { _mm512_storeu_si512(p, a); }
@@ -121,7 +129,7 @@ struct Lanes {
     }
     static Sum add_terms(Sum sum, Int words, Sum key) {
         const __m512i x = _mm512_xor_si512(words, key);
-        const __m512i product = _mm512_mul_epu32(x, _mm512_srli_epi64(x, 32));
+        const __m512i product = _mm512_mul_epu32(x, high_to_low(x));
         return _mm512_add_epi64(_mm512_add_epi64(sum, x), product);
     }
     static uint64_t total(Sum sum) { return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum)); }
@@ -148,13 +156,13 @@ struct Lanes {
     // Philox: 32-bit numbers in the low halves of 64-bit lanes, whose high halves are ignored.
     using Wide = __m512i;
     static constexpr int kPairs = 1;  // of Wides, one for the even and one for the odd lanes
-    static constexpr int kPairsAtOnce = 2;
+    static constexpr int kPairsAtOnce = 1;
     static Wide wide(uint32_t a) { return _mm512_set1_epi64(a); }
     static Wide wide_lanes(uint32_t first) {  // first, first + 2, ...
         return _mm512_add_epi64(_mm512_set1_epi64(first), _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0));
     }
     static Wide wide_multiply(Wide a, Wide b) { return _mm512_mul_epu32(a, b); }
-    static Wide wide_high(Wide a) { return _mm512_srli_epi64(a, 32); }
+    static Wide wide_high(Wide a) { return high_to_low(a); }
     static Wide wide_xor(Wide a, Wide b) { return _mm512_xor_si512(a, b); }
     static Wide wide_xor(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
     static void store_joined(uint32_t* p, Wide even, Wide odd) {

@@ -48,6 +48,7 @@ struct Lanes {
     static Int load(const uint32_t* p) {
         return each<Int>([=](int k) { return load16<Uint4>(p, k); });
     }
+    static Int in_register(Int x) { return x; }  // there are too few
     static void store(uint32_t* p, Int v) { memcpy(p, &v, sizeof v); }
     static void store_low_bytes(int8_t* p, Int v) {
         for (int l = 0; l < 16; ++l) p[l] = static_cast<int8_t>(v.part[l / 4][l % 4]);

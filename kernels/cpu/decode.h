@@ -11,28 +11,34 @@ namespace {
 class BlockDecoder {
   public:
     BlockDecoder(const DecodeJob& job, FrameWork* work)
-        : job_(job), work_(work), kind_(kind_of(job.codec, job.bits)), direct_(job.dtype == QSGD_FLOAT32) {}
+        : job_(job), work_(work), kind_(kind_of(job.frames[0].header)), direct_(job.dtype == QSGD_FLOAT32) {}
 
-    // The sum of block number `block`.
-    void decode(uint64_t block) {
-        const uint64_t begin = block * kBlock, left = job_.count - begin;
-        const uint64_t length = left < kBlock ? left : kBlock;
-        uint64_t whole = job_.alike ? length / kind_.elements * kind_.elements : 0;
-        if (whole > 0 && !find_all_steps(begin, whole)) whole = 0;
-        if (whole > 0) {
-            const uint64_t offset = job_.frames[0].at.payload + begin / kind_.elements * kind_.bytes;
-            float* out = direct_ ? element_at<float>(job_.out, begin) : sum_;
-            kind_.sum(job_, work_, offset, whole / kind_.elements, out);
-            if (!direct_) write(begin, whole, 1);
+    // The sum of blocks [first, last), at most kGroup.
+    void decode(uint64_t first, uint64_t last) {
+        const uint64_t begin = first * kBlock, end = last * kBlock < job_.count ? last * kBlock : job_.count;
+        const bool together =
+            job_.alike && end - begin >= kind_.elements && find_all_steps(begin, end - begin);
+        for (uint64_t at = begin; at < end; at += kBlock) {
+            const uint64_t length = end - at < kBlock ? end - at : kBlock;
+            const uint64_t whole = together ? length / kind_.elements * kind_.elements : 0;
+            if (whole > 0) decode_together(at, whole, (at - begin) / (16 * kind_.step_rows));
+            if (whole < length) decode_apart(at + whole, length - whole);
         }
-        if (whole < length) decode_apart(begin + whole, length - whole);
     }
 
   private:
     bool find_all_steps(uint64_t begin, uint64_t length) {
+        const BucketRange range(begin, length, job_.frames[0].header.bucket_size, kind_.step_rows);
         for (uint32_t f = 0; f < job_.frame_count; ++f)
-            if (!find_steps(job_.frames[f], begin, length, kind_.code_scale, work_[f].steps)) return false;
+            if (!find_steps(job_.frames[f], range, kind_.code_scale, work_[f].steps)) return false;
         return true;
+    }
+
+    void decode_together(uint64_t begin, uint64_t length, uint64_t first_step) {
+        const uint64_t offset = job_.frames[0].at.payload + begin / kind_.elements * kind_.bytes;
+        float* out = direct_ ? element_at<float>(job_.out, begin) : sum_;
+        kind_.sum(job_, work_, offset, first_step, length / kind_.elements, out);
+        if (!direct_) write(begin, length, 1);
     }
 
     // Frame by frame: any codecs, buckets and lengths.
@@ -125,7 +131,8 @@ class BlockDecoder {
 
 void decode_blocks(const DecodeJob& job, uint64_t first, uint64_t last, FrameWork* work) {
     BlockDecoder decoder(job, work);
-    for (uint64_t block = first; block < last; ++block) decoder.decode(block);
+    for (; first < last; first += kGroup)
+        decoder.decode(first, first + kGroup < last ? first + kGroup : last);
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ inline bool all_alike(const std::vector<FrameView>& views) {
     for (const FrameView& view : views) {
         const Header& h = view.header;
         if (h.codec != first.codec || code_bits(h.levels) != code_bits(first.levels)) return false;
-        if (h.bucket_size != first.bucket_size || h.bucket_size % kStepElements != 0) return false;
+        if (h.bucket_size != first.bucket_size || h.bucket_size % kFewestElements != 0) return false;
     }
     return true;
 }
@@ -77,7 +77,6 @@ inline int decode_frames(const uint8_t* frames, uint64_t bytes, uint32_t frame_c
     job.frames = views.data(), job.frame_count = frame_count;
     job.dtype = static_cast<uint8_t>(expected.dtype);
     job.alike = all_alike(views);
-    job.codec = views[0].header.codec, job.bits = code_bits(views[0].header.levels);
     job.stream = job.dtype == QSGD_FLOAT32 && expected.count >= kStreamElements &&
                  reinterpret_cast<uintptr_t>(out) % 64 == 0;
     job.count = expected.count, job.factor = factor, job.out = out;

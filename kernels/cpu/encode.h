@@ -37,7 +37,7 @@ class BlockEncoder {
         first_bucket_ = next * job_.spec.bucket_size > begin ? next - 1 : next;
         const bool plain = find_inverses();
         // What can be read where it lies; the rest is copied, widened and multiplied here.
-        const bool direct = plain && job_.spec.dtype == QSGD_FLOAT32 && job_.spec.bucket_size % 16 == 0;
+        const bool direct = plain && job_.spec.dtype == QSGD_FLOAT32 && job_.spec.bucket_size % kSpan == 0;
         const uint64_t whole = direct ? length / kUnit * kUnit : 0;
         spread_inverses(begin, whole);
         if (whole < length)
@@ -75,12 +75,11 @@ class BlockEncoder {
         }
     }
 
-    // One inverse a row. A bucket's last store may go beyond its rows: the next bucket's come after it.
+    // One inverse a span.
     void spread_inverses(uint64_t begin, uint64_t length) {
         each_bucket(begin, 0, length, [&](uint64_t k, uint64_t first, uint64_t last) {
-            const Lanes::Float inverse = Lanes::set(bucket_inverses_[k]);
-            for (uint64_t row = first / 16; row < last / 16; row += 16)
-                Lanes::store(inverses_ + row, inverse);
+            for (uint64_t span = first / kSpan; span < last / kSpan; ++span)
+                inverses_[span] = bucket_inverses_[k];
         });
     }
 
@@ -93,7 +92,7 @@ class BlockEncoder {
             const Lanes::Float rescale = Lanes::set(is_tiny(scales_[k]) ? kRescale : 1.0f);
             const Lanes::Float inverse = Lanes::set(bucket_inverses_[k]);
             for (uint64_t i = first; i < last;
-                 i += 16) {  // the last store may go beyond the bucket, as above
+                 i += 16) {  // the last store may go beyond the bucket: the next bucket's come after it
                 __builtin_prefetch(v + i + kAhead, 0, 2);
                 const Lanes::Float value = load_some<T>(v + i, job_.spec.count - begin - i);
                 const Lanes::Float x = Lanes::multiply(Lanes::multiply(value, rescale), inverse);
@@ -102,7 +101,7 @@ class BlockEncoder {
         });
         const uint64_t end = ceil_div(to, kUnit) * kUnit;
         for (uint64_t i = to; i < end; ++i) values_[i] = 0;
-        for (uint64_t row = from / 16; row < end / 16; ++row) inverses_[row] = 1;
+        for (uint64_t span = from / kSpan; span < end / kSpan; ++span) inverses_[span] = 1;
     }
 
     Rows direct_rows(uint64_t begin) const { return {element_at<float>(job_.gradient, begin), inverses_}; }
@@ -150,7 +149,7 @@ class BlockEncoder {
     float open_scale_ = 0;
     alignas(64) float values_[kBlock + 16];
     float scales_[kBlock], bucket_inverses_[kBlock];
-    float inverses_[kBlock / 16 + 16];
+    float inverses_[kBlock / kSpan];
     alignas(64) int8_t codes_[kBlock];
 };
 

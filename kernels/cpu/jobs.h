@@ -7,13 +7,15 @@
 
 namespace qsgd {
 
-constexpr uint64_t kBlock =
-    2560;  // elements worked on at a time: 5 packed units, 32 ternary units, 10 random groups
+constexpr uint64_t kBlock = 2560;  // elements worked on at a time: 5 packed units, 32 ternary units
 constexpr uint64_t kAhead =
     4 * kBlock;  // elements that are fetched into the second-level cache before their turn
 constexpr uint64_t kLargeBucket =
     1 << 16;                           // from here on scales are found in a pass of their own, in parallel
 constexpr uint64_t kNormChunk = 1024;  // buckets a partial sum of the squared norm
+
+constexpr uint64_t kSpan =
+    16 * kSharing;  // elements that use the same random words, and here the same inverse
 
 struct EncodeJob {
     qsgd_spec spec;
@@ -33,24 +35,24 @@ struct DecodeJob {
     const FrameView* frames;
     uint32_t frame_count;
     uint8_t dtype;
-    bool alike;     // of one codec and width, with the same buckets, multiples of kStepElements
-    uint8_t codec;  // that codec
-    uint32_t bits;  // that width
-    bool stream;    // write around the caches
+    bool alike;   // of one codec and width, with the same buckets, multiples of kFewestElements
+    bool stream;  // write around the caches
     uint64_t count;
     float factor;
     void* out;
 };
 
-constexpr int kStepRows = 4;  // rows that share a step where frames are summed together
-constexpr uint64_t kStepElements = 16 * kStepRows;
-constexpr uint64_t kBlockSteps = kBlock / kStepElements + 16;  // a vector may begin at the last
+// Rows that share a step where frames are summed together: as many as the buckets allow of these two.
+constexpr int kFewRows = 4, kManyRows = 32;
+constexpr uint64_t kFewestElements = 16 * kFewRows;
+constexpr uint64_t kGroup = 4;  // blocks whose steps are found together: one vector division for many buckets
+constexpr uint64_t kGroupSteps = kGroup * kBlock / kFewestElements + 16;  // a vector may begin at the last
 
 // What one thread keeps of a frame while it decodes.
 struct alignas(64) FrameWork {
     uint64_t sums[8];  // parts of its checksum: set to zero before, to be added up after decode_blocks
     const uint8_t* base;
-    float steps[kBlockSteps];  // of the block at hand
+    float steps[kGroupSteps];  // of the group of blocks at hand
 };
 
 struct Kernels {

@@ -11,29 +11,33 @@ namespace {
 // Rows of sixteen values to be quantized.
 struct Rows {
     const float* values;
-    const float* inverses;  // of a grid step, times 2^24; one a row
-    Rows from(uint64_t row) const { return {values + 16 * row, inverses + row}; }
+    const float* inverses;  // of a grid step, times 2^24; one for kSharing rows
+    Rows from(uint64_t row) const { return {values + 16 * row, inverses + row / kSharing}; }
 };
 
 // What all rows have in common.
 struct Quantizer {
     Lanes::Float limit;
-    Lanes::Int multipliers[4];
+    Lanes::Int multipliers[kSharing];
     explicit Quantizer(float levels) : limit(Lanes::set(levels * kFractionOne)) {
-        for (int m = 0; m < 4; ++m) multipliers[m] = Lanes::set(kMultipliers[m]);
+        for (int m = 0; m < kSharing; ++m) multipliers[m] = Lanes::set(kMultipliers[m]);
     }
 
-    // T + R of row number Row, whose random words are words[16 * (Row / 4)] and on: the code in bits 24 and
-    // up.
-    template <int Row>
-    QSGD_INLINE Lanes::Int row(const Rows& rows, const uint32_t* words) const {
-        const float* values = rows.values + 16 * Row;
-        __builtin_prefetch(values + kBlock);        // the next block: its scales are found first
-        __builtin_prefetch(values + kAhead, 0, 2);  // from memory into the second-level cache
-        const Lanes::Float x = Lanes::multiply(Lanes::load(values), Lanes::set(rows.inverses[Row]));
-        const Lanes::Int word = Lanes::load(words + 16 * (Row / 4));
-        const Lanes::Int random = Row % 4 == 0 ? word : Lanes::multiply(word, multipliers[Row % 4]);
-        return Lanes::add(Lanes::round(Lanes::clamp(x, limit)), Lanes::shift_right<8>(random));
+    // Calls body(row, T + R) for kSharing rows from number FirstRow on, whose random words are `words`. The
+    // code stands in bits 24 and up.
+    template <int FirstRow, class Body>
+    QSGD_INLINE void span(const Rows& rows, const uint32_t* words, Body&& body) const {
+        const Lanes::Float inverse = Lanes::set(rows.inverses[FirstRow / kSharing]);
+        const Lanes::Int word = Lanes::in_register(Lanes::load(words));
+        unroll<0, kSharing>([&](auto k) QSGD_INLINE_LAMBDA {
+            const float* values = rows.values + 16 * (FirstRow + k.value);
+            __builtin_prefetch(values + kBlock);        // the next block: its scales are found first
+            __builtin_prefetch(values + kAhead, 0, 2);  // from memory into the second-level cache
+            const Lanes::Float x = Lanes::multiply(Lanes::load(values), inverse);
+            const Lanes::Int random = k.value == 0 ? word : Lanes::multiply(word, multipliers[k.value]);
+            body(Index<FirstRow + k.value>{},
+                 Lanes::add(Lanes::round(Lanes::clamp(x, limit)), Lanes::shift_right<8>(random)));
+        });
     }
 };
 
@@ -71,17 +75,19 @@ struct Packer {
 template <int Bits>
 void pack_units(Rows rows, float levels, const Random& random, uint64_t unit, uint64_t units, uint8_t* out,
                 RunningChecksum& checksum) {
-    // Rows that fill whole words and use whole random words: 4, 8, 16 or 32.
-    constexpr int kRows = Bits % 2 ? 32 : Bits % 4 ? 16 : 32 / Bits;
+    // Rows that fill whole words and use whole random words: 8, 16 or 32.
+    constexpr int kRows = Bits % 2 ? 32 : Bits % 4 ? 16 : 8;
     const Quantizer quantizer(levels);
     RunningChecksum running = checksum;
     for (; units > 0; --units, ++unit) {
-        alignas(64) uint32_t words[2 * kGroupWords];
+        alignas(64) uint32_t words[kUnitWords];
         random.words(unit, words);
         for (int row = 0; row < 32; row += kRows) {
             Packer<Bits> packer{out, running};
-            unroll<0, kRows>([&](auto r) QSGD_INLINE_LAMBDA {
-                packer.template add<r.value>(quantizer.row<r.value>(rows, words + 4 * row));
+            unroll<0, kRows / kSharing>([&](auto k) QSGD_INLINE_LAMBDA {
+                quantizer.span<kSharing * k.value>(
+                    rows, words + 16 * (row / kSharing + k.value),
+                    [&](auto r, Lanes::Int code) QSGD_INLINE_LAMBDA { packer.template add<r.value>(code); });
             });
             rows = rows.from(kRows);
             out += 2 * Bits * kRows;
@@ -103,13 +109,13 @@ inline PackUnits pack_units_of(uint32_t bits) {
 inline void code_units(Rows rows, const Random& random, uint64_t unit, uint64_t units, int8_t* codes) {
     const Quantizer quantizer(1);
     for (; units > 0; --units, ++unit) {
-        alignas(64) uint32_t words[2 * kGroupWords];
+        alignas(64) uint32_t words[kUnitWords];
         random.words(unit, words);
-        for (int row = 0; row < 32; row += 4, rows = rows.from(4), codes += 64)
-            unroll<0, 4>([&](auto r) QSGD_INLINE_LAMBDA {
-                const Lanes::Int code = quantizer.row<r.value>(rows, words + 4 * row);
-                Lanes::store_low_bytes(codes + 16 * r.value, Lanes::shift_right_signed<24>(code));
-            });
+        for (int row = 0; row < 32; row += kSharing, rows = rows.from(kSharing), codes += 16 * kSharing)
+            quantizer.span<0>(
+                rows, words + 16 * (row / kSharing), [&](auto r, Lanes::Int code) QSGD_INLINE_LAMBDA {
+                    Lanes::store_low_bytes(codes + 16 * r.value, Lanes::shift_right_signed<24>(code));
+                });
     }
 }
 

@@ -1,4 +1,4 @@
-// The random words of groups of 256 elements (docs/wire_format.md, section 4).
+// The random words of units of 512 elements (docs/wire_format.md, section 4).
 #pragma once
 
 #include "cpu/jobs.h"
@@ -8,7 +8,7 @@
 namespace qsgd {
 namespace {
 
-constexpr int kGroupWords = 64;  // four result words of sixteen lanes for 256 elements
+constexpr int kUnitWords = 64;  // four result words of sixteen lanes
 
 class Random {
   public:
@@ -25,16 +25,15 @@ class Random {
         }
     }
 
-    // The words of the two groups of unit number `unit`: word w of lane l of a group is out[16 * w + l].
+    // The words of unit number `unit`: word w of lane l is out[16 * w + l].
     QSGD_INLINE void words(uint64_t unit, uint32_t* out) const {
-        const uint64_t block = 32 * unit;
+        const uint64_t block = 16 * unit;
         // Round 1 turns c0 into a scalar, whose product is the same in all lanes in round 2.
         const uint64_t p0 = static_cast<uint64_t>(kPhiloxM0) * (high_ ^ static_cast<uint32_t>(block >> 32));
         const Lanes::Wide p0_high = Lanes::wide(static_cast<uint32_t>(p0 >> 32));
         const Lanes::Wide p0_low = Lanes::wide(static_cast<uint32_t>(p0));
-        for (int lane = 0; lane < 32; lane += kAtOnce)
-            counters(static_cast<uint32_t>(block) + lane, p0_high, p0_low,
-                     out + lane / 16 * kGroupWords + lane % 16);
+        for (int lane = 0; lane < 16; lane += kAtOnce)
+            counters(static_cast<uint32_t>(block) + lane, p0_high, p0_low, out + lane);
     }
 
   private:
@@ -70,7 +69,7 @@ class Random {
         });
         unroll<0, L::kPairsAtOnce>([&](auto pair) QSGD_INLINE_LAMBDA {
             constexpr int kEven = 2 * pair.value, kLane = kPairLanes * pair.value;
-            uint32_t* at = out + kLane / 16 * kGroupWords + kLane % 16;
+            uint32_t* at = out + kLane;
             L::store_joined(at, x0[kEven], x0[kEven + 1]);
             L::store_joined(at + 16, x1[kEven], x1[kEven + 1]);
             L::store_joined(at + 32, x2[kEven], x2[kEven + 1]);
@@ -80,7 +79,7 @@ class Random {
 
     uint32_t high_;                    // of c0 after round 1, without the counter's high half
     Lanes::Wide key0_[kPhiloxRounds];  // of each round; those of rounds 1 and 2 with what else is the same in
-    Lanes::Wide key1_[kPhiloxRounds];  // all lanes and groups
+    Lanes::Wide key1_[kPhiloxRounds];  // all lanes and units
 };
 
 }  // namespace
