@@ -22,6 +22,7 @@ struct Lanes {
         __m256d part[4];
     };
     static constexpr int kRowsAtOnce = 4;
+    static constexpr bool kRotates = false;  // in one instruction
 
     static __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
     static Int load(const uint32_t* p) { return {load256(p), load256(p + 8)}; }
@@ -63,6 +64,10 @@ struct Lanes {
     template <int K>
     static Int shift_right_signed(Int x) {
         return {_mm256_srai_epi32(x.a, K), _mm256_srai_epi32(x.b, K)};
+    }
+    template <int K>
+    static Int rotate_right(Int x) {
+        return bit_or(shift_right<K>(x), shift_left<(32 - K) % 32>(x));
     }
     // Bits At .. At + Bits - 1 at the bottom, other bits above.
     template <int Bits, int At>

@@ -17,6 +17,7 @@ struct Lanes {
         __m512d low, high;
     };
     static constexpr int kRowsAtOnce = 16;  // accumulator rows that fit the register file
+    static constexpr bool kRotates = true;  // in one instruction
 
     static Int load(const uint32_t* p) { return _mm512_loadu_si512(p); }
     // Loaded once, not by every instruction that uses it: loads are what encoding has none of to spare.
@@ -49,6 +50,10 @@ struct Lanes {
     template <int K>
     static Int shift_right_signed(Int a) {
         return _mm512_srai_epi32(a, K);
+    }
+    template <int K>
+    static Int rotate_right(Int a) {
+        return _mm512_ror_epi32(a, K);
     }
     // Bits At .. At + Bits - 1 at the bottom, other bits above. By multiplication within 16 bits where that
     // does: shifts and lookups compete for two of Zen 4's four ports, multiplications use the others.

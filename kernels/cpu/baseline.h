@@ -32,6 +32,7 @@ struct Lanes {
         Double2 part[8];
     };
     static constexpr int kRowsAtOnce = 2;
+    static constexpr bool kRotates = false;  // in one instruction
 
     // The vector whose part k is part(k).
     template <class All, class Part>
@@ -93,6 +94,10 @@ struct Lanes {
     static Int shift_right_signed(Int x) {
         return each<Int>(
             [&](int k) { return reinterpret_cast<Uint4>(reinterpret_cast<Int4>(x.part[k]) >> K); });
+    }
+    template <int K>
+    static Int rotate_right(Int x) {
+        return bit_or(shift_right<K>(x), shift_left<(32 - K) % 32>(x));
     }
     // Bits At .. At + Bits - 1 at the bottom, other bits above.
     template <int Bits, int At>

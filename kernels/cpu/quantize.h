@@ -20,7 +20,7 @@ struct Quantizer {
     Lanes::Float limit;
     Lanes::Int multipliers[kSharing];
     explicit Quantizer(float levels) : limit(Lanes::set(levels * kFractionOne)) {
-        for (int m = 0; m < kSharing; ++m) multipliers[m] = Lanes::set(kMultipliers[m]);
+        for (int m = 0; m < kSharing; ++m) multipliers[m] = Lanes::in_register(Lanes::set(kMultipliers[m]));
     }
 
     // Calls body(row, T + R) for kSharing rows from number FirstRow on, whose random words are `words`. The
@@ -53,8 +53,31 @@ struct Packer {
         running.add(word);
         out += 64;
     }
+    // Row after row.
     template <int Row>
     QSGD_INLINE void add(Lanes::Int code) {
+        if constexpr (Lanes::kRotates && 32 % Bits == 0)
+            add_rotating<Row>(code);
+        else
+            add_in_place<Row>(code);
+    }
+
+  private:
+    // One mask for all rows: the word is turned until the first code is back at the bottom.
+    template <int Row>
+    QSGD_INLINE void add_rotating(Lanes::Int code) {
+        const Lanes::Int mask = Lanes::set(((1u << Bits) - 1) << 24);
+        constexpr int at = Row * Bits % 32;
+        word = at == 0 ? Lanes::bit_and(code, mask)
+                       : Lanes::or_masked(Lanes::rotate_right<Bits>(word), code, mask);
+        if constexpr (at + Bits == 32) {
+            word = Lanes::rotate_right<(24 + Bits) % 32>(word);
+            emit();
+        }
+    }
+
+    template <int Row>
+    QSGD_INLINE void add_in_place(Lanes::Int code) {
         constexpr int at = Row * Bits % 32;
         constexpr int room = 32 - at;
         constexpr uint32_t mask = ((1u << Bits) - 1) << at;
