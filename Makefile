@@ -36,7 +36,7 @@ $(OBJECTS)/%_avx512.o: KERNEL_FLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512v
                                        -Wno-uninitialized -Wno-maybe-uninitialized -fno-sanitize=signed-integer-overflow
 endif
 
-KERNEL_SOURCES := $(wildcard kernels/cpu/*.cpp)
+KERNEL_SOURCES := $(wildcard kernels/*.cpp kernels/cpu/*.cpp)
 KERNEL_OBJECTS := $(KERNEL_SOURCES:kernels/%.cpp=$(OBJECTS)/%.o)
 
 .PHONY: kernels library asan-kernels
@@ -84,7 +84,7 @@ asan-test: $(ENV) asan-kernels       ## run the kernel tests under the sanitizer
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HVD_QSGD_LIBRARY=$(ASAN_LIBRARY) \
 	$(PYTHON) -m pytest -q -p no:cacheprovider --capture=sys $(SANITIZED_TESTS) $(ARGS)
 
-KERNEL_FILES = $(wildcard kernels/*.h kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cc)
+KERNEL_FILES = $(wildcard kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cc)
 lint: $(ENV)                         ## ruff, mypy --strict, clang-format: change nothing
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .

@@ -11,7 +11,7 @@ import time
 from collections.abc import Hashable
 from typing import Any, Callable, NamedTuple, TypeVar
 
-from hvd_qsgd import frames, native, token, wire
+from hvd_qsgd import frames, native, wire
 from hvd_qsgd.config import DEFAULT_MIN_SIZE, Quantization, whole_number
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.stats import Stats
@@ -155,18 +155,15 @@ class Compressor:
         return buffer
 
     def _error_frame(self, slot: Slot, text: str, allocate: Callable[[int], tuple[Buffer, int]]) -> tuple[Buffer, int]:
-        spec = slot.spec
-        frame = frames.sealed_error_frame(
-            text, count=spec.count, dtype=slot.dtype, rank=spec.rank, tensor=spec.tensor, step=spec.step
-        )
+        frame = native.error_frame(slot.spec, text)
         buffer, address = allocate(len(frame))
-        ctypes.memmove(address, bytes(frame), len(frame))
+        ctypes.memmove(address, frame, len(frame))
         return buffer, len(frame)
 
     def token(self, ticket: Ticket) -> list[float]:
         """What Horovod reduces in place of the gradient; it is the same in every step."""
         slot = ticket.slot
-        return token.make(slot.spec.rank, slot.signature)
+        return native.token(slot.spec.rank, slot.signature)
 
     def factor(self, ticket: Ticket, reduced: list[float]) -> float:
         """The reduced token's factor; raises if the reduction or the ranks' meaning is wrong. Ends the ticket."""
@@ -177,7 +174,7 @@ class Compressor:
                 "one decompress()"
             )
         if slot.accepted is None or slot.accepted[0] != reduced:
-            slot.accepted = reduced, token.factor(reduced, slot.size, slot.signature, str(slot))
+            slot.accepted = reduced, native.token_factor(reduced, slot.size, slot.signature, str(slot))
         return slot.accepted[1]
 
     def decode(self, ticket: Ticket, address: int, size: int, factor: float, out: int) -> None:

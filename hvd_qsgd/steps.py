@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Hashable
 from typing import Any
 
-from hvd_qsgd import native, token
+from hvd_qsgd import native
 from hvd_qsgd.errors import QSGDError
 
 STEPS = 2**32
@@ -31,7 +31,7 @@ class Slot:
         self.spec = spec  # its step and quantization follow the compressor's
         self.expected = native.Expectation(spec.count, spec.tensor, spec.step, spec.dtype, 0)
         self.size = size  # ranks that send a frame
-        self.signature = token.signature(operation, spec.tensor, spec.count, dtype)
+        self.signature = native.signature(operation, spec.tensor, spec.count, spec.dtype)
         self.carrier: Any = None  # the frontend's tensor of the token
         self.accepted: tuple[list[float], float] | None = None  # a reduced token that was found right, and its factor
         self.quantization: Any = None  # that frame_bytes is for

@@ -178,5 +178,5 @@ def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "ABI_VERSION", 99)
-    with pytest.raises(QSGDError, match="has ABI version 1, this package needs 99"):
+    with pytest.raises(QSGDError, match="has ABI version 2, this package needs 99"):
         native.library.__wrapped__()

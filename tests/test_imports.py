@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "tensorflow", "keras", "horovod", "mpi4py")
 FREE_OF_FRAMEWORKS = sorted(
     {
-        "arrays", "compressor", "config", "errors", "frames", "native", "selection", "stats", "steps", "token", "wire",
+        "arrays", "compressor", "config", "errors", "frames", "native", "selection", "stats", "steps", "wire",
         "transport", "transport.horovod", "transport.mpi", "mpi",
     }
 )  # fmt: skip
