@@ -25,7 +25,9 @@ uint32_t qsgd_signature(const char* operation, uint32_t tensor, uint64_t count, 
     state = hash(state, &tensor, sizeof tensor);
     state = hash(state, &count, sizeof count);
     state = hash(state, &dtype, sizeof dtype);
-    state *= 0x9E3779B97F4A7C15ull;  // the low bits of FNV-1a know little of the last bytes' high bits
+    // Of FNV-1a, low bits know little of the last bytes' high bits, and high bits little of the last bytes.
+    state = (state ^ (state >> 32)) * 0x9E3779B97F4A7C15ull;
+    state = (state ^ (state >> 29)) * 0xBF58476D1CE4E5B9ull;
     return static_cast<uint32_t>(state >> (64 - kSignatureBits));
 }
 
@@ -39,11 +41,11 @@ int qsgd_token_factor(const float* reduced, uint64_t length, uint32_t size, uint
                       float* factor) {
     if (!reduced || !size || !factor) return QSGD_BAD_ARGUMENT;
     if (length != QSGD_TOKEN_LENGTH) return QSGD_PART_OF_TOKEN;
-    // Comparisons are written so that NaN fails them.
+    // Comparisons are written so that NaN fails them, which infinity becomes when it is multiplied by a 0.
     const double one = reduced[0], everyone = reduced[1];
     if (!(fabs(everyone - size * one) <= kTolerance * fabs(everyone))) return QSGD_OTHER_REDUCTION;
     for (uint32_t k = 0; k < kSignatureBits; ++k) {
-        const double expected = bit(signature, k) ? everyone : 0;
+        const double expected = everyone * bit(signature, k);
         // One rank's bit is 1 / size of everyone.
         if (!(fabs(reduced[k + 2] - expected) <= 0.25 / size * fabs(everyone))) return QSGD_OTHER_MEANING;
     }
