@@ -46,7 +46,7 @@ class Ticket:
 
     __slots__ = ("_serial", "_steps", "encoded", "slot")
 
-    def __init__(self, slot: Slot, steps: Steps) -> None:
+    def __init__(self, slot: Any, steps: Steps) -> None:
         self.slot = slot
         self.encoded = False  # or could not be
         self._steps = steps
@@ -71,7 +71,7 @@ class Steps:
     def __init__(self) -> None:
         self.step = 0
         self.opened = 0  # tensors in this step
-        self.on_their_way: dict[Slot, int] = {}
+        self.on_their_way: dict[Hashable, int] = {}
         self.lock = threading.Lock()
         self._serials = itertools.count()
 
@@ -84,6 +84,15 @@ class Steps:
         self.step = (self.step + 1) % STEPS if step is None else step
         self.opened = 0
         self.on_their_way.clear()
+
+    def take(self) -> tuple[int, Ticket]:
+        """Number the next tensor of the step, for frontends that keep no slots."""
+        with self.lock:
+            if self.opened and not self.on_their_way:
+                self.begin()
+            number = self.opened
+            self.opened += 1
+            return number, Ticket(number, self)
 
     @property
     def current(self) -> int:
