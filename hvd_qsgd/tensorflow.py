@@ -131,7 +131,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             # The token takes the frames so that no rank reduces it before it has them: of two operations that do not
             # depend on each other, each rank might start another one first and wait for ever.
             token = self._ops.qsgd_token(frames, shape, T=gradient.dtype, name=f"{operation}.token", **about)
-        return token, _OnItsWay(tensor, gradient.dtype, about, frames, step, shape, ticket)
+        return token, _OnItsWay(tensor.shape, tensor.dtype, about, frames, step, shape, ticket)
 
     @Method
     @_plain_python
@@ -144,9 +144,9 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         if ctx.ticket is not None:
             ctx.ticket.close()
         with tf.device("cpu"):
-            result = self._ops.qsgd_decode_sum(ctx.frames, tensor, ctx.step, ctx.shape, T=ctx.wire_dtype, **ctx.about)
-        result.set_shape(ctx.gradient.shape)
-        return tf.cast(result, ctx.gradient.dtype)
+            result = self._ops.qsgd_decode_sum(ctx.frames, tensor, ctx.step, ctx.shape, T=WIRE_DTYPES[ctx.dtype], **ctx.about)
+        result.set_shape(ctx.static_shape)
+        return tf.cast(result, ctx.dtype)
 
     @Method
     def change(self, **changes: Any) -> None:
@@ -256,8 +256,8 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 class _OnItsWay(NamedTuple):
     """A gradient between ``compress`` and ``decompress``."""
 
-    gradient: Tensor
-    wire_dtype: tf.DType
+    static_shape: tf.TensorShape
+    dtype: tf.DType
     about: dict[str, Any]
     frames: Tensor
     step: Tensor

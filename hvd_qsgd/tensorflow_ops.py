@@ -6,7 +6,7 @@ import ctypes
 import functools
 import pathlib
 from ctypes import c_int, c_int64, c_uint64
-from typing import Any, NoReturn
+from typing import Any
 
 import tensorflow as tf
 
@@ -54,8 +54,3 @@ def read_counters(compressor: int, reset: bool = False) -> Stats:
         seconds_encode=encoding * 1e-9,
         seconds_decode=decoding * 1e-9,
     )
-
-
-@tf.RegisterGradient("QsgdDecodeSum")
-def _no_gradient(op: Any, gradient: Any) -> NoReturn:
-    raise QSGDError("QSGD cannot be differentiated: reduce tf.stop_gradient(tensor)")
