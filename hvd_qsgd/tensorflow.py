@@ -173,7 +173,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
     def state_dict(self) -> dict[str, Any]:
         """What continues a run bit for bit, for ``hvd.broadcast_object`` or a checkpoint of your own: plain values."""
         with tf.init_scope():
-            steps = {name: int(step) for name, step in self._next_steps.items()}
+            steps = {name: int(step) % STEPS for name, step in self._next_steps.items()}
         quantization = dataclasses.asdict(self._quantization())
         return {"version": STATE_VERSION, "steps": steps, "seed": self._seed(), **quantization}
 
