@@ -36,7 +36,7 @@ $(OBJECTS)/%_avx512.o: KERNEL_FLAGS += -mavx512f -mavx512bw -mavx512dq -mavx512v
                                        -Wno-uninitialized -Wno-maybe-uninitialized -fno-sanitize=signed-integer-overflow
 endif
 
-KERNEL_SOURCES := $(wildcard kernels/cpu/*.cpp)
+KERNEL_SOURCES := $(wildcard kernels/*.cpp kernels/cpu/*.cpp)
 KERNEL_OBJECTS := $(KERNEL_SOURCES:kernels/%.cpp=$(OBJECTS)/%.o)
 
 .PHONY: kernels library asan-kernels
@@ -59,6 +59,43 @@ $(OBJECTS)/%.o: kernels/%.cpp Makefile
 
 -include $(KERNEL_OBJECTS:.o=.d)
 
+# ---- TensorFlow ops ------------------------------------------------------------------------------
+# Built for the TensorFlow that PYTHON imports, whose version is in the library's name: another one needs another.
+.PHONY: tensorflow tensorflow-if-there ops
+tensorflow: $(ENV) kernels           ## compile the TensorFlow ops into hvd_qsgd/
+	@version=$$($(PYTHON) tools/tensorflow_version.py) || \
+	    { echo "tensorflow: $(PYTHON) has no TensorFlow; name one that has: make tensorflow PYTHON=" >&2; exit 1; }; \
+	$(MAKE) --no-print-directory -j$(JOBS) ops TENSORFLOW=$$version
+
+tensorflow-if-there: $(ENV) kernels
+	@! $(PYTHON) tools/tensorflow_version.py >/dev/null || $(MAKE) --no-print-directory tensorflow
+
+ifdef TENSORFLOW
+OPS_LIBRARY := hvd_qsgd/libhvd_qsgd_tensorflow-$(TENSORFLOW).so
+OPS_OBJECTS := $(patsubst kernels/tensorflow/%.cpp,build/tensorflow-$(TENSORFLOW)/%.o,$(wildcard kernels/tensorflow/*.cpp))
+# Asked once, and only if something is to be compiled: importing TensorFlow takes seconds.
+sysconfig = $(shell $(PYTHON) -c 'import tensorflow as tf; print(*tf.sysconfig.get_$(1)_flags())' 2>/dev/null)
+TF_COMPILE = $(eval TF_COMPILE := $(patsubst -I%,-isystem%,$(call sysconfig,compile)))$(TF_COMPILE)
+# tensorflow::Status, which old versions know, is deprecated in new ones.
+OPS_FLAGS := -O2 -fPIC -fvisibility=hidden -pthread -Wall -Wextra -Wno-deprecated-declarations $(WERROR) -Ikernels
+
+ops: $(OPS_LIBRARY)
+	@:
+
+$(OPS_LIBRARY): $(OPS_OBJECTS) | $(LIBRARY)
+	@echo link $@
+	@$(CXX) -shared $(LDFLAGS) -o $@.tmp $^ -L$(dir $(LIBRARY)) -l:$(notdir $(LIBRARY)) -Wl,-rpath,'$$ORIGIN' \
+	    $(call sysconfig,link)
+	@mv $@.tmp $@
+
+build/tensorflow-$(TENSORFLOW)/%.o: kernels/tensorflow/%.cpp Makefile
+	@mkdir -p $(@D)
+	@echo compile $<
+	@$(CXX) $(CPPFLAGS) $(TF_COMPILE) $(OPS_FLAGS) $(CXXFLAGS) -MMD -MP -c -o $@ $<
+
+-include $(OPS_OBJECTS:.o=.d)
+endif
+
 ASAN_LIBRARY := $(CURDIR)/build/asan/libhvd_qsgd.so
 # -O0: with the checks in, optimizing the unrolled loops takes GCC many minutes and gigabytes.
 asan-kernels:                        ## the same with address and undefined-behaviour checks, in build/asan/
@@ -74,7 +111,7 @@ env:                                 ## make .venv: pinned packages, Horovod bui
 	    "apt install python3.11-venv; if it is elsewhere: make BASE_PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	$$p tools/env.py
 
-test: $(ENV) kernels                 ## run the tests; ARGS='-k name' passes options to pytest
+test: $(ENV) kernels tensorflow-if-there ## run the tests; ARGS='-k name' passes options to pytest
 	$(PYTHON) -m pytest tests -q $(ARGS)
 
 # Not the tests of distributions: they take long, and no other path through the code.
@@ -84,7 +121,7 @@ asan-test: $(ENV) asan-kernels       ## run the kernel tests under the sanitizer
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HVD_QSGD_LIBRARY=$(ASAN_LIBRARY) \
 	$(PYTHON) -m pytest -q -p no:cacheprovider --capture=sys $(SANITIZED_TESTS) $(ARGS)
 
-KERNEL_FILES = $(wildcard kernels/*.h kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cc)
+KERNEL_FILES = $(wildcard kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cc)
 lint: $(ENV)                         ## ruff, mypy --strict, clang-format: change nothing
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -101,7 +138,7 @@ bench: $(ENV) kernels                ## measure the kernels
 
 FRAMEWORK ?= torch
 NP ?= 2
-demo: $(ENV) kernels                 ## train with and without compression: FRAMEWORK=torch NP=2 ARGS=
+demo: $(ENV) kernels tensorflow-if-there ## train with and without compression: FRAMEWORK=torch NP=2 ARGS=
 	$(PYTHON) examples/demo.py --framework $(FRAMEWORK) --np $(NP) $(ARGS)
 
 lock: $(ENV)                         ## pin the newest versions that requirements/env.in allows

@@ -97,7 +97,7 @@ def inspect(frame: bytes | bytearray | memoryview) -> wire.Header:
     data = _bytes_of(frame)
     status, _ = native.check(data.ctypes.data, data.size)
     if status not in (native.OK, native.ERROR_FRAME):
-        raise QSGDError(f"the frame {native.FRAME_STATUS[status]}")
+        raise QSGDError(f"the frame {native.status_text(status)}")
     return wire.parse(data.data.cast("B"))
 
 

@@ -11,11 +11,11 @@ import time
 from collections.abc import Hashable
 from typing import Any, Callable, NamedTuple, TypeVar
 
-from hvd_qsgd import frames, native, token, wire
+from hvd_qsgd import frames, native, wire
 from hvd_qsgd.config import DEFAULT_MIN_SIZE, Quantization, whole_number
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.stats import Stats
-from hvd_qsgd.steps import Slot, Steps, Ticket, operation_prefix, tensor_id
+from hvd_qsgd.steps import STEPS, Slot, Steps, Ticket, operation_prefix, tensor_id
 
 Buffer = TypeVar("Buffer")
 STATE_VERSION = 1
@@ -54,6 +54,10 @@ class Options:
         if not isinstance(self.measure_error, bool):
             raise QSGDError(f"measure_error={self.measure_error!r} is neither True nor False")
 
+    def wants(self, count: int, dimensions: int) -> bool:
+        """Whether a floating-point gradient of this size is compressed."""
+        return count >= self.min_size and (dimensions > 1 or self.min_size == 0)
+
 
 class Compressor:
     """State and decisions of one compressor on one rank."""
@@ -68,10 +72,6 @@ class Compressor:
         self._prefix: str | None = None
         self._slots: dict[Hashable, Slot] = {}
         self._ranks = Ranks(0, 1, None)
-
-    def wants(self, count: int, dimensions: int) -> bool:
-        """Whether a floating-point gradient of this size is compressed."""
-        return count >= self.options.min_size and (dimensions > 1 or self.options.min_size == 0)
 
     def skipped(self, size: int) -> None:
         """Count a gradient of ``size`` bytes that goes uncompressed."""
@@ -155,18 +155,15 @@ class Compressor:
         return buffer
 
     def _error_frame(self, slot: Slot, text: str, allocate: Callable[[int], tuple[Buffer, int]]) -> tuple[Buffer, int]:
-        spec = slot.spec
-        frame = frames.sealed_error_frame(
-            text, count=spec.count, dtype=slot.dtype, rank=spec.rank, tensor=spec.tensor, step=spec.step
-        )
+        frame = native.error_frame(slot.spec, text)
         buffer, address = allocate(len(frame))
-        ctypes.memmove(address, bytes(frame), len(frame))
+        ctypes.memmove(address, frame, len(frame))
         return buffer, len(frame)
 
     def token(self, ticket: Ticket) -> list[float]:
         """What Horovod reduces in place of the gradient; it is the same in every step."""
         slot = ticket.slot
-        return token.make(slot.spec.rank, slot.signature)
+        return native.token(slot.spec.rank, slot.signature)
 
     def factor(self, ticket: Ticket, reduced: list[float]) -> float:
         """The reduced token's factor; raises if the reduction or the ranks' meaning is wrong. Ends the ticket."""
@@ -177,7 +174,7 @@ class Compressor:
                 "one decompress()"
             )
         if slot.accepted is None or slot.accepted[0] != reduced:
-            slot.accepted = reduced, token.factor(reduced, slot.size, slot.signature, str(slot))
+            slot.accepted = reduced, native.token_factor(reduced, slot.size, slot.signature, str(slot))
         return slot.accepted[1]
 
     def decode(self, ticket: Ticket, address: int, size: int, factor: float, out: int) -> None:
@@ -209,19 +206,25 @@ class Compressor:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue where ``state()`` was taken; tensors that are on their way are forgotten."""
-        try:
-            if state["version"] != STATE_VERSION:
-                raise QSGDError(f"this state is of version {state['version']}, this hvd_qsgd knows {STATE_VERSION}")
-            step = whole_number("step", state["step"], 0, 2**32 - 1)
-            seed = whole_number("seed", state["seed"], 0, 2**64 - 1)
-            if state["levels"] is None:
-                raise QSGDError("levels=None: a state says how many levels there are")
-            fields = {name: state[name] for name in ("levels", "bucket_size", "norm", "codec")}
-        except (KeyError, TypeError) as error:
-            raise QSGDError(
-                f"this is not a state of a QSGD compressor: {error!r}; pass what state_dict() returned"
-            ) from error
-        self.quantization = Quantization.create(**fields)
-        self._seed = seed
+        quantization, seed, step = read_state(state, "step")
+        step = whole_number("step", step, 0, STEPS - 1)
+        self.quantization, self._seed = quantization, seed
         self._slots.clear()
         self.steps.begin(step)
+
+
+def read_state(state: dict[str, Any], position: str) -> tuple[Quantization, int, Any]:
+    """Quantization and seed of a compressor's saved state, checked, and its entry ``position``, which is not."""
+    try:
+        if state["version"] != STATE_VERSION:
+            raise QSGDError(f"this state is of version {state['version']}, this hvd_qsgd knows {STATE_VERSION}")
+        seed = whole_number("seed", state["seed"], 0, 2**64 - 1)
+        if state["levels"] is None:
+            raise QSGDError("levels=None: a state says how many levels there are")
+        fields = {name: state[name] for name in ("levels", "bucket_size", "norm", "codec")}
+        where = state[position]
+    except (KeyError, TypeError) as error:
+        raise QSGDError(
+            f"this is not a state of a QSGD compressor: {error!r}; pass what state_dict() returned"
+        ) from error
+    return Quantization.create(**fields), seed, where

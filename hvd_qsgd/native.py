@@ -9,11 +9,13 @@ import ctypes
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_uint8, c_uint32, c_uint64, c_void_p
+from typing import Any
 
 from hvd_qsgd.errors import QSGDError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 LIBRARY_VARIABLE = "HVD_QSGD_LIBRARY"
 THREADS_VARIABLE = "HVD_QSGD_NUM_THREADS"
 # How launchers tell a process how many ranks share its machine.
@@ -27,29 +29,11 @@ LOCAL_SIZE_VARIABLES = (
 
 OK = 0
 ERROR_FRAME = 21
-# status -> what is wrong with a frame; the rest of the sentence names the frame and says what to do.
-FRAME_STATUS = {
-    10: "is cut short",
-    11: "does not begin with the bytes 'QSGD'",
-    12: "is of a format version that this hvd_qsgd does not know",
-    13: "has an unknown codec",
-    14: "has an unknown norm",
-    15: "has an unknown dtype",
-    16: "has reserved bits set",
-    17: "claims an impossible number of elements",
-    18: "claims an impossible bucket size",
-    19: "claims levels that its codec does not have",
-    20: "claims a length that does not fit its other fields",
-    21: "is an error frame",
-    22: "has a scale that no encoder writes",
-    30: "has another number of elements than the tensor here",
-    31: "has another dtype than the tensor here",
-    32: "belongs to another tensor",
-    33: "belongs to another step",
-    34: "comes from another rank than its position says",
-    35: "is damaged: its checksum does not match",
-    36: "is followed by bytes that belong to no frame",
-}
+# Of kernels/qsgd.h.
+FIRST_FRAME_STATUS = 10  # from here on a status tells what is wrong with a frame or a token
+MAX_ERROR_FRAME = 96 + 1024
+MAX_EXPLANATION = 2048
+TOKEN_LENGTH = 16
 
 
 class Spec(ctypes.Structure):
@@ -84,12 +68,18 @@ class Expectation(ctypes.Structure):
 
 
 class FrameError(Exception):
-    """A decoder's refusal: ``status`` of ``FRAME_STATUS`` for frame number ``frame``."""
+    """A decoder's refusal of frame number ``frame``."""
 
     def __init__(self, status: int, frame: int) -> None:
-        super().__init__(FRAME_STATUS.get(status, f"failed with status {status}"))
+        super().__init__(status_text(status))
         self.status = status
         self.frame = frame
+
+
+def status_text(status: int) -> str:
+    """What a status means; the rest of the sentence names the frame."""
+    text: bytes = library().qsgd_status_text(status)
+    return text.decode()
 
 
 def encode(spec: Spec, gradient: int, frame: int, capacity: int) -> None:
@@ -113,13 +103,55 @@ def decode_sum(frames: int, size: int, count: int, expected: Expectation, factor
     status = library().qsgd_decode_sum(
         frames, size, count, ctypes.byref(expected), factor, out, default_threads(), ctypes.byref(bad)
     )
-    if status in FRAME_STATUS:
+    if status >= FIRST_FRAME_STATUS:
         raise FrameError(status, bad.value)
     _raise_unless_ok(status)
 
 
+def explain(refused: FrameError, frames: int, size: int, expected: Expectation, what: str) -> str:
+    """A sentence about ``decode_sum``'s refusal of ``what``; the other arguments are those that it was given."""
+    text = ctypes.create_string_buffer(MAX_EXPLANATION)
+    library().qsgd_explain(
+        refused.status, frames, size, refused.frame, ctypes.byref(expected), what.encode(), text, len(text)
+    )
+    return text.value.decode("utf-8", "replace")
+
+
+def error_frame(spec: Spec, message: str) -> bytes:
+    """The frame that tells the other ranks why this one could not encode."""
+    frame, size = ctypes.create_string_buffer(MAX_ERROR_FRAME), c_uint64()
+    text = message.encode("utf-8", "replace")
+    _raise_unless_ok(library().qsgd_error_frame(ctypes.byref(spec), text, frame, len(frame), ctypes.byref(size)))
+    return frame.raw[: size.value]
+
+
+def signature(operation: str, tensor: int, count: int, dtype: int) -> int:
+    """A few bits that differ, most likely, wherever an argument differs."""
+    return int(library().qsgd_signature(operation.encode(), tensor, count, dtype))
+
+
+def token(rank: int, bits: int) -> list[float]:
+    """The token that ``rank`` sends with this signature."""
+    entries = (c_float * TOKEN_LENGTH)()
+    library().qsgd_token(rank, bits, entries)
+    return list(entries)
+
+
+def token_factor(reduced: Sequence[float], size: int, bits: int, what: str) -> float:
+    """The factor of a token that came back; raises ``QSGDError`` about ``what`` if it is not right."""
+    factor = c_float()
+    entries = (c_float * len(reduced))(*reduced)
+    status = library().qsgd_token_factor(entries, len(reduced), size, bits, ctypes.byref(factor))
+    if status >= FIRST_FRAME_STATUS:
+        text = ctypes.create_string_buffer(MAX_EXPLANATION)
+        library().qsgd_explain_token(status, len(reduced), size, what.encode(), text, len(text))
+        raise QSGDError(text.value.decode("utf-8", "replace"))
+    _raise_unless_ok(status)
+    return factor.value
+
+
 def check(frame: int, size: int) -> tuple[int, int]:
-    """Status of the frame at ``frame`` (OK, ERROR_FRAME or a key of ``FRAME_STATUS``) and its length in bytes."""
+    """Status of the frame at ``frame`` (OK, ERROR_FRAME or what is wrong) and its length in bytes."""
     length = c_uint64()
     status = library().qsgd_check(frame, size, ctypes.byref(length))
     return status, length.value
@@ -139,6 +171,30 @@ def isa() -> str:
 def read_sum(values: int, count: int) -> float:
     """Sum of ``count`` float32 at ``values``: the benchmarks' read-only floor."""
     return float(library().qsgd_read_sum(values, count))
+
+
+# Every function of kernels/qsgd.h: what it returns, what it takes.
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "qsgd_abi_version": (c_uint32,),
+    "qsgd_isa": (c_char_p,),
+    "qsgd_frame_bytes": (c_int, POINTER(Spec), POINTER(c_uint64)),
+    "qsgd_encode": (c_int, POINTER(Spec), c_void_p, c_void_p, c_uint64, c_uint32),
+    "qsgd_decode_sum": (
+        c_int, c_void_p, c_uint64, c_uint32, POINTER(Expectation), c_float, c_void_p, c_uint32, POINTER(c_uint32)
+    ),
+    "qsgd_check": (c_int, c_void_p, c_uint64, POINTER(c_uint64)),
+    "qsgd_seal": (c_int, c_void_p, c_uint64),
+    "qsgd_error_frame": (c_int, POINTER(Spec), c_char_p, c_void_p, c_uint64, POINTER(c_uint64)),
+    "qsgd_status_text": (c_char_p, c_int),
+    "qsgd_explain": (
+        None, c_int, c_void_p, c_uint64, c_uint32, POINTER(Expectation), c_char_p, c_void_p, c_uint64
+    ),
+    "qsgd_signature": (c_uint32, c_char_p, c_uint32, c_uint64, c_uint32),
+    "qsgd_token": (None, c_uint32, c_uint32, POINTER(c_float)),
+    "qsgd_token_factor": (c_int, POINTER(c_float), c_uint64, c_uint32, c_uint32, POINTER(c_float)),
+    "qsgd_explain_token": (None, c_int, c_uint64, c_uint32, c_char_p, c_void_p, c_uint64),
+    "qsgd_read_sum": (c_float, c_void_p, c_uint64),
+}  # fmt: skip
 
 
 @functools.cache
@@ -171,40 +227,12 @@ def library() -> ctypes.CDLL:
         raise QSGDError(
             f"{path} has ABI version {version}, this package needs {ABI_VERSION}; build it again (`make kernels`)"
         )
-    loaded.qsgd_isa.restype = c_char_p
-    loaded.qsgd_frame_bytes.argtypes = (POINTER(Spec), POINTER(c_uint64))
-    loaded.qsgd_encode.argtypes = (POINTER(Spec), c_void_p, c_void_p, c_uint64, c_uint32)
-    loaded.qsgd_decode_sum.argtypes = (
-        c_void_p,
-        c_uint64,
-        c_uint32,
-        POINTER(Expectation),
-        c_float,
-        c_void_p,
-        c_uint32,
-        POINTER(c_uint32),
-    )
-    loaded.qsgd_check.argtypes = (c_void_p, c_uint64, POINTER(c_uint64))
-    loaded.qsgd_seal.argtypes = (c_void_p, c_uint64)
-    loaded.qsgd_read_sum.argtypes = (c_void_p, c_uint64)
-    loaded.qsgd_read_sum.restype = c_float
-    for function in (
-        loaded.qsgd_frame_bytes,
-        loaded.qsgd_encode,
-        loaded.qsgd_decode_sum,
-        loaded.qsgd_check,
-        loaded.qsgd_seal,
-    ):
-        function.restype = c_int
+    for name, (result, *arguments) in SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
     return loaded
 
 
 def _raise_unless_ok(status: int) -> None:
-    if status == OK:
-        return
-    reasons = {
-        1: "an argument is out of range",
-        2: "the frame's buffer is too small",
-        3: "memory or threads ran out",
-    }
-    raise QSGDError(f"the kernel refused: {reasons.get(status, f'status {status}')}")
+    if status != OK:
+        raise QSGDError(f"the kernel refused: {status_text(status)}")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Hashable
 from typing import Any
 
-from hvd_qsgd import native, token
+from hvd_qsgd import native
 from hvd_qsgd.errors import QSGDError
 
 STEPS = 2**32
@@ -31,7 +31,7 @@ class Slot:
         self.spec = spec  # its step and quantization follow the compressor's
         self.expected = native.Expectation(spec.count, spec.tensor, spec.step, spec.dtype, 0)
         self.size = size  # ranks that send a frame
-        self.signature = token.signature(operation, spec.tensor, spec.count, dtype)
+        self.signature = native.signature(operation, spec.tensor, spec.count, spec.dtype)
         self.carrier: Any = None  # the frontend's tensor of the token
         self.accepted: tuple[list[float], float] | None = None  # a reduced token that was found right, and its factor
         self.quantization: Any = None  # that frame_bytes is for
@@ -46,7 +46,7 @@ class Ticket:
 
     __slots__ = ("_serial", "_steps", "encoded", "slot")
 
-    def __init__(self, slot: Slot, steps: Steps) -> None:
+    def __init__(self, slot: Any, steps: Steps) -> None:
         self.slot = slot
         self.encoded = False  # or could not be
         self._steps = steps
@@ -71,7 +71,7 @@ class Steps:
     def __init__(self) -> None:
         self.step = 0
         self.opened = 0  # tensors in this step
-        self.on_their_way: dict[Slot, int] = {}
+        self.on_their_way: dict[Hashable, int] = {}
         self.lock = threading.Lock()
         self._serials = itertools.count()
 
@@ -84,6 +84,15 @@ class Steps:
         self.step = (self.step + 1) % STEPS if step is None else step
         self.opened = 0
         self.on_their_way.clear()
+
+    def take(self) -> tuple[int, Ticket]:
+        """Number the next tensor of the step, for frontends that keep no slots."""
+        with self.lock:
+            if self.opened and not self.on_their_way:
+                self.begin()
+            number = self.opened
+            self.opened += 1
+            return number, Ticket(number, self)
 
     @property
     def current(self) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterable
-from typing import Any, Callable, cast
+from typing import Any, Callable
 
 import torch
 
@@ -20,6 +19,7 @@ except ImportError as _error:
 from hvd_qsgd.compressor import Compressor, Options, Ranks
 from hvd_qsgd.config import DEFAULT_BUCKET_SIZE, DEFAULT_MIN_SIZE, Quantization
 from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.methods import Method
 from hvd_qsgd.selection import ParameterNames, Skip, make_skip
 from hvd_qsgd.stats import Stats
 from hvd_qsgd.steps import Ticket
@@ -37,26 +37,6 @@ WIRE_DTYPES = {
 }
 # No fixed-width frame of n elements is longer than this many bytes: a scale and a code for each element.
 BYTES_PER_ELEMENT, BYTES_PER_FRAME = 5, 512
-
-
-class _Method:
-    """A method that, called on the class, works on an instance with the default arguments: Horovod takes both."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        functools.update_wrapper(self, function)  # type: ignore[arg-type]
-
-    def __get__(self, instance: QSGD | None, owner: type[QSGD]) -> Callable[..., Any]:
-        return functools.partial(self._function, _default(owner) if instance is None else instance)
-
-
-_defaults: dict[Any, Any] = {}  # class -> its instance with the default arguments
-
-
-def _default(owner: type[QSGD]) -> QSGD:
-    if owner not in _defaults:
-        _defaults[owner] = owner()
-    return cast(QSGD, _defaults[owner])
 
 
 class QSGD(HorovodCompressor):  # type: ignore[misc]
@@ -124,7 +104,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         q = self._core.quantization
         return f"QSGD(levels={q.levels}, bucket_size={q.bucket_size}, norm={q.norm!r}, codec={q.codec!r})"
 
-    @_Method
+    @Method
     def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """Horovod calls this. Returns what it is to reduce instead of ``tensor``, and what ``decompress`` needs."""
         name = self._names.find(tensor) if self._names else None
@@ -150,7 +130,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             self._measure(ticket, frame, gradient)
         return slot.carrier.clone(), (ticket, gathering, tensor.shape, tensor.dtype)
 
-    @_Method
+    @Method
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
         """Horovod calls this with what it reduced. Returns the reduced gradient."""
         if ctx is None:
@@ -168,7 +148,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         core.decode(ticket, words.data_ptr(), 8 * words.numel(), factor, result.data_ptr())
         return result if dtype is wire_dtype else result.to(dtype)
 
-    @_Method
+    @Method
     def change(self, **changes: Any) -> None:
         """Change ``bits``, ``levels``, ``bucket_size``, ``norm`` or ``codec``, from the next gradient on.
 
@@ -176,22 +156,22 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         """
         self._core.change(**changes)
 
-    @_Method
+    @Method
     def stats(self) -> Stats:
         """A copy of the counts so far (``hvd_qsgd.stats.Stats``)."""
         return self._core.stats.copy()
 
-    @_Method
+    @Method
     def reset_stats(self) -> None:
         """Start counting again."""
         self._core.stats = Stats()
 
-    @_Method
+    @Method
     def state_dict(self) -> dict[str, Any]:
         """What continues a run bit for bit, for a checkpoint or ``hvd.broadcast_object``: plain values."""
         return self._core.state()
 
-    @_Method
+    @Method
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned. All ranks must load the same."""
         self._core.load(state)
@@ -199,7 +179,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
     def _wants(self, name: str | None, tensor: Tensor) -> bool:
         if tensor.layout is not torch.strided or tensor.dtype not in WIRE_DTYPES:
             return False
-        return self._core.wants(tensor.numel(), tensor.dim()) and not self._skip(name, tensor)
+        return self._core.options.wants(tensor.numel(), tensor.dim()) and not self._skip(name, tensor)
 
     def _ranks(self) -> Ranks:
         return self._transport.ranks()

@@ -10,10 +10,7 @@ from hvd_qsgd.errors import QSGDError
 
 HEADER = struct.Struct("<4s4B2I3Q4I2Qd2Q")
 HEADER_BYTES = 96
-MAGIC = b"QSGD"
-VERSION = 1
 SQUARED_NORM = 1
-MAX_MESSAGE = 1024
 assert HEADER.size == HEADER_BYTES
 
 
@@ -69,41 +66,3 @@ def parse(frame: bytes | memoryview) -> Header:
     # Fields 0, 13 and 17 are the magic and reserved.
     numbers = [*fields[5:13], *fields[14:17], fields[18]]
     return Header(version, *names, *numbers)
-
-
-def message(frame: bytes | memoryview) -> str:
-    """The text of an error frame."""
-    return bytes(frame[HEADER_BYTES : parse(frame).coded_bytes]).decode("utf-8", "replace")
-
-
-def error_frame(text: str, *, count: int, dtype: str, rank: int, tensor: int, step: int) -> bytearray:
-    """A frame that tells the other ranks why this one could not encode; its checksum is still to be written."""
-    payload = text.encode()[:MAX_MESSAGE].decode("utf-8", "ignore").encode()  # cut between characters
-    coded = HEADER_BYTES + len(payload)
-    length = (coded + 15) // 16 * 16
-    frame = bytearray(length)
-    HEADER.pack_into(
-        frame,
-        0,
-        MAGIC,
-        VERSION,
-        0,
-        0,
-        DTYPES[dtype],
-        0,
-        0,
-        count,
-        0,
-        0,
-        rank,
-        tensor,
-        step,
-        0,
-        coded,
-        length,
-        0.0,
-        0,
-        0,
-    )
-    frame[HEADER_BYTES:coded] = payload
-    return frame

@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define QSGD_ABI_VERSION 1
+#define QSGD_ABI_VERSION 2
 #define QSGD_API __attribute__((visibility("default")))
 
 typedef enum {
@@ -42,14 +42,19 @@ typedef enum {
     QSGD_OTHER_STEP = 33,
     QSGD_OTHER_RANK = 34,
     QSGD_BAD_CHECKSUM = 35,
-    QSGD_TRAILING_BYTES = 36 /* bytes are left after the last frame */
+    QSGD_TRAILING_BYTES = 36, /* bytes are left after the last frame */
+    /* A reduced token that is not right. */
+    QSGD_PART_OF_TOKEN = 40,
+    QSGD_OTHER_REDUCTION = 41, /* no sum, or not over the ranks that exchange frames */
+    QSGD_OTHER_MEANING = 42    /* a rank sent another signature */
 } qsgd_status;
 
 enum { QSGD_CODEC_ERROR = 0, QSGD_CODEC_PACKED = 1, QSGD_CODEC_TERNARY = 2 };
 enum { QSGD_NORM_MAX = 1, QSGD_NORM_L2 = 2 };
 enum { QSGD_FLOAT32 = 1, QSGD_FLOAT16 = 2, QSGD_BFLOAT16 = 3 };
 enum { QSGD_FLAG_SQUARED_NORM = 1 };
-enum { QSGD_HEADER_BYTES = 96 };
+enum { QSGD_HEADER_BYTES = 96, QSGD_MAX_ERROR_FRAME = 96 + 1024, QSGD_TOKEN_LENGTH = 16 };
+enum { QSGD_MAX_EXPLANATION = 2048 }; /* a text's room that is always enough */
 
 /* How to encode, and what the header says. */
 typedef struct {
@@ -104,6 +109,40 @@ QSGD_API int qsgd_check(const void* frame, uint64_t bytes, uint64_t* frame_bytes
 
 /* Set the checksum of the complete frame at `frame` (for frames written by hand: error frames, tests). */
 QSGD_API int qsgd_seal(void* frame, uint64_t bytes);
+
+/* Write the error frame of a rank that could not encode to `frame`, which has room for `capacity` bytes
+ * (QSGD_MAX_ERROR_FRAME are enough), and its length to *bytes. `message` is UTF-8; it is cut if it is too
+ * long. Of *spec only count, dtype, rank, tensor and step are used. */
+QSGD_API int qsgd_error_frame(const qsgd_spec* spec, const char* message, void* frame, uint64_t capacity,
+                              uint64_t* bytes);
+
+/* What a status means: words that follow "the frame", or a sentence of their own below QSGD_TRUNCATED. */
+QSGD_API const char* qsgd_status_text(int status);
+
+/* What went wrong in qsgd_decode_sum, which was given these arguments and returned `status` and `bad_frame`:
+ * a sentence for people, in `text`. `what` names the tensor. */
+QSGD_API void qsgd_explain(int status, const void* frames, uint64_t bytes, uint32_t bad_frame,
+                           const qsgd_expectation* expected, const char* what, char* text, uint64_t capacity);
+
+/* The token: QSGD_TOKEN_LENGTH numbers that Horovod reduces in place of a gradient. Entry 0 is 1 on the first
+ * rank and 0 elsewhere: a sum or an average of it is exactly the factor that Horovod would have applied to
+ * the gradient (1 for Sum, 1/N for Average, with all pre- and postscale factors). Entry 1 is 1 everywhere: it
+ * becomes N times the factor, unless the reduction is another one or other ranks take part. The remaining
+ * entries are bits of a signature: each must come back as 0 or N times the factor, unless ranks differ. */
+
+/* A few bits that differ, most likely, wherever an argument differs. */
+QSGD_API uint32_t qsgd_signature(const char* operation, uint32_t tensor, uint64_t count, uint32_t dtype);
+
+/* The entries that `rank` sends. */
+QSGD_API void qsgd_token(uint32_t rank, uint32_t signature, float* token);
+
+/* The factor of a token that came back with `length` entries from a reduction over `size` ranks. */
+QSGD_API int qsgd_token_factor(const float* reduced, uint64_t length, uint32_t size, uint32_t signature,
+                               float* factor);
+
+/* What qsgd_token_factor, given these arguments, found wrong: a sentence for people, in `text`. */
+QSGD_API void qsgd_explain_token(int status, uint64_t length, uint32_t size, const char* what, char* text,
+                                 uint64_t capacity);
 
 /* For benchmarks: the floor of a read-only pass, the sum of n float32 on one thread. */
 QSGD_API float qsgd_read_sum(const float* values, uint64_t n);

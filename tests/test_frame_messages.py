@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference as ref
-from support import forge, make_input, reseal
+from support import forge, make_input, make_spec, reseal
 
 import hvd_qsgd
 from hvd_qsgd import frames, native
@@ -96,7 +96,6 @@ def test_an_error_frame_is_decoded_without_room_for_its_tensor() -> None:
 
 @pytest.mark.parametrize("text", ["", "no", "x" * 1024, "x" * 5000, "é" * 511, "x" + "é" * 999, "€" * 999])
 def test_sealed_error_frames_are_the_references(text: str) -> None:
-    where = {"count": 3, "dtype": "float16", "rank": 4, **WHERE}
-    frame = bytes(frames.sealed_error_frame(text, **where))
-    assert frame == ref.error_frame(text, **where)
+    frame = native.error_frame(make_spec(3, levels=7, bucket_size=2, dtype="float16", rank=4, seed=5, **WHERE), text)
+    assert frame == ref.error_frame(text, count=3, dtype="float16", rank=4, **WHERE)
     assert hvd_qsgd.inspect(frame).coded_bytes <= 96 + 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "tensorflow", "keras", "horovod", "mpi4py")
 FREE_OF_FRAMEWORKS = sorted(
     {
-        "arrays", "compressor", "config", "errors", "frames", "native", "selection", "stats", "steps", "token", "wire",
-        "transport", "transport.horovod", "transport.mpi", "mpi",
+        "arrays", "compressor", "config", "errors", "frames", "methods", "native", "selection", "stats", "steps",
+        "wire", "transport", "transport.horovod", "transport.mpi", "mpi",
     }
 )  # fmt: skip
 
@@ -45,7 +46,9 @@ def test_every_module_is_accounted_for() -> None:
     package = ROOT / "hvd_qsgd"
     found = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py")}
     found = {name.removesuffix(".__init__") for name in found} - {"__init__"}
-    assert {name for name in found if name.split(".")[0] not in ("torch", "tensorflow")} == set(FREE_OF_FRAMEWORKS)
+    assert {name for name in found if name.split(".")[0] not in ("torch", "tensorflow", "tensorflow_ops")} == set(
+        FREE_OF_FRAMEWORKS
+    )
 
 
 def test_using_the_package_imports_no_framework() -> None:
@@ -76,6 +79,32 @@ def test_the_torch_frontend_says_what_is_missing() -> None:
     )
     code += "else: raise SystemExit('imported')"
     pytest.importorskip("torch")
+    imported_by(code)
+
+
+@pytest.mark.tensorflow
+def test_the_tensorflow_frontend_imports_no_other_framework() -> None:
+    """Nor does it need its ops before it is used; then it says how to get them."""
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("there is no TensorFlow")
+    code = "import pathlib, hvd_qsgd.tensorflow, hvd_qsgd.tensorflow_ops as ops\n"
+    code += "ops.path = lambda: pathlib.Path('/nowhere.so')\n"
+    code += "try: hvd_qsgd.tensorflow.QSGD()\n"
+    code += "except hvd_qsgd.QSGDError as error: assert 'ops for TensorFlow 2.' in str(error), error\n"
+    code += "else: raise SystemExit('loaded')"
+    modules = imported_by(code)
+    assert {"tensorflow", "horovod.tensorflow"} <= modules
+    assert not modules.intersection({"torch", "mpi4py", "horovod.torch"})
+
+
+@pytest.mark.tensorflow
+def test_the_tensorflow_frontend_says_what_is_missing() -> None:
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("there is no TensorFlow")
+    code = "sys.modules['horovod'] = None\n"
+    code += "try: import hvd_qsgd.tensorflow\n"
+    code += "except ImportError as error: assert 'Horovod built for TensorFlow' in str(error)\n"
+    code += "else: raise SystemExit('imported')"
     imported_by(code)
 
 

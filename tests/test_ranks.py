@@ -1,4 +1,4 @@
-"""Real Horovod on 2 and on 4 ranks: `tests/ranks/test_*.py` run inside the ranks, and jobs that are meant to fail."""
+"""Real Horovod on 2 and on 4 ranks: `tests/ranks*/test_*.py` run inside the ranks, and jobs that are meant to fail."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-RANKS = Path(__file__).with_name("ranks")
+RANKS, RANKS_TENSORFLOW = Path(__file__).with_name("ranks"), Path(__file__).with_name("ranks_tensorflow")
 PATIENCE = {"OMPI_MCA_mpi_yield_when_idle": "1", "OMP_NUM_THREADS": "1", "HVD_QSGD_NUM_THREADS": "1"}
 
 pytestmark = pytest.mark.ranks
+
+
+def needs_tensorflow(test: Any) -> Any:
+    """Marks a test that is skipped without TensorFlow, which is not imported here."""
+    missing = importlib.util.find_spec("tensorflow") is None
+    return pytest.mark.tensorflow(pytest.mark.skipif(missing, reason="there is no TensorFlow")(test))
 
 
 @functools.cache
@@ -76,18 +82,52 @@ def run(command: list[str], env: dict[str, str], timeout: float) -> Ended:
     return ended
 
 
+def tests_inside(np: int, directory: Path) -> None:
+    """Run the directory's tests inside np ranks."""
+    pytest_args = [
+        "-m",
+        "pytest",
+        str(directory),
+        "-x",
+        "-q",
+        "--tb=short",
+        "--color=no",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+    ]
+    pytest_args += ["--timeout=0", "--durations=6"]  # hanging tests are seen to by tests/rankhooks.py
+    only = os.environ.get("HVD_QSGD_RANK_TESTS", "")  # a -k expression
+    command, env = launch().mpirun_command(np, [*pytest_args, *(["-k", only] if only else [])])
+    ended = run(command, {**env, "HVD_QSGD_IN_RANKS": "1", "TF_USE_LEGACY_KERAS": "1"}, timeout=500)
+    status, passed = ended.status, ended.output.count(" passed")
+    assert status is not None, "the ranks hang"
+    assert (status, passed) == (0, np)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("np", [2, 4])
 def test_inside_ranks(np: int) -> None:
-    pytest_args = ["-m", "pytest", str(RANKS), "-x", "-q", "--tb=short", "--color=no", "-s", "-p", "no:cacheprovider"]
-    pytest_args += ["--timeout=0", "--durations=6"]  # hanging tests are seen to by tests/ranks/conftest.py
-    only = os.environ.get("HVD_QSGD_RANK_TESTS", "")  # a -k expression
-    command, env = launch().mpirun_command(np, [*pytest_args, *(["-k", only] if only else [])])
-    ended = run(command, {**env, "HVD_QSGD_IN_RANKS": "1"}, timeout=500)
-    status, passed = ended.status, ended.output.count(" passed")
-    assert status is not None, "the ranks hang"
-    assert (status, passed) == (0, np)
+    tests_inside(np, RANKS)
+
+
+@pytest.mark.slow
+@needs_tensorflow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("np", [2, 4])
+def test_tensorflow_inside_ranks(np: int) -> None:
+    tests_inside(np, RANKS_TENSORFLOW)
+
+
+@pytest.mark.slow
+@needs_tensorflow
+def test_a_rank_with_pytorch_and_one_with_tensorflow() -> None:
+    command, env = launch().mpirun_command(2, [str(RANKS_TENSORFLOW / "mixed_job.py")])
+    ended = run(command, env, timeout=90)
+    status, output = ended.status, ended.output
+    assert status == 0
+    assert output.count("equal") == 6
 
 
 def job(np: int, name: str, *, timeout: float = 90, launcher: str = "mpirun", **env: str) -> Ended:

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 from support import Array
 
-from hvd_qsgd import QSGDError, token
+from hvd_qsgd import QSGDError, native
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 10, 16, 31, 33, 64, 100, 127, 255, 500, 512, 999, 1000]
-SIGNATURES = [0, 1, 0x2AAA, 0x1555, 2**token.SIGNATURE_BITS - 1, token.signature("a", 1)]
+SIGNATURE_BITS = native.TOKEN_LENGTH - 2
+SIGNATURES = [0, 1, 0x2AAA, 0x1555, 2**SIGNATURE_BITS - 1, 0x1234]
 
 
 def tokens(size: int, bits: int | Sequence[int]) -> Array:
     """What the ranks send, as Horovod carries it: float32."""
     each = np.resize(np.array(bits), size)
-    sent = np.zeros((size, token.LENGTH), np.float32)
+    sent = np.zeros((size, native.TOKEN_LENGTH), np.float32)
     for value in np.unique(each):
-        sent[each == value] = token.make(1, int(value))
-    sent[0] = token.make(0, int(each[0]))
+        sent[each == value] = native.token(1, int(value))
+    sent[0] = native.token(0, int(each[0]))
     return sent
 
 
@@ -31,7 +32,7 @@ def add(sent: Array) -> Array:
 
 
 def accepted(reduced: Array, size: int, bits: int) -> float:
-    return token.factor(reduced.tolist(), size, bits, "tensor 'w'")
+    return native.token_factor(reduced.tolist(), size, bits, "tensor 'w'")
 
 
 def refused(reduced: Array, size: int, bits: int) -> str:
@@ -41,9 +42,9 @@ def refused(reduced: Array, size: int, bits: int) -> str:
 
 
 def test_what_is_sent() -> None:
-    assert token.make(0, 0b101) == [1, 1, 1, 0, 1, *[0] * 11]
-    assert token.make(3, 2**14 - 1) == [0, 1, *[1] * 14]
-    assert len(token.make(0, 0)) == token.LENGTH == 16
+    assert native.token(0, 0b101) == [1, 1, 1, 0, 1, *[0] * 11]
+    assert native.token(3, 2**14 - 1) == [0, 1, *[1] * 14]
+    assert len(native.token(0, 0)) == native.TOKEN_LENGTH == 16
 
 
 def test_the_sums_here_are_rounded() -> None:
@@ -88,7 +89,7 @@ def adasum(a: Array, b: Array) -> Array:
 @pytest.mark.parametrize("scale", [1.0, 0.5, 1 / 512])
 def test_adasum_is_refused(size: int, scale: float) -> None:
     """Whichever signature, and in the halving order of Horovod or one after the other."""
-    for ones in range(token.SIGNATURE_BITS + 1):
+    for ones in range(SIGNATURE_BITS + 1):
         bits = 2**ones - 1
         level = list(tokens(size, bits).astype(np.float64))
         while len(level) > 1:
@@ -130,7 +131,7 @@ def test_other_process_sets_are_refused(size: int) -> None:
 @pytest.mark.parametrize("size", [s for s in SIZES if s > 1])
 def test_a_rank_that_means_something_else(size: int) -> None:
     """One bit of one rank is enough, and every rank learns of it."""
-    for right, k in itertools.product(SIGNATURES, (0, 5, token.SIGNATURE_BITS - 1)):
+    for right, k in itertools.product(SIGNATURES, (0, 5, SIGNATURE_BITS - 1)):
         wrong = right ^ 1 << k
         for where in {0, size // 2, size - 1}:
             each = [right] * size
@@ -143,11 +144,11 @@ def test_a_rank_that_means_something_else(size: int) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_not_finite(value: float) -> None:
-    for k in range(token.LENGTH):
+    for k in range(native.TOKEN_LENGTH):
         reduced = add(tokens(4, 3))
         reduced[k] = value
         refused(reduced, 4, 3)
-    refused(np.full(token.LENGTH, value, np.float32), 4, 3)
+    refused(np.full(native.TOKEN_LENGTH, value, np.float32), 4, 3)
 
 
 @pytest.mark.parametrize("length", [0, 1, 8, 15, 17])
@@ -159,10 +160,15 @@ def test_parts_of_a_token(length: int) -> None:
 
 
 def test_signatures_differ() -> None:
-    base = ("qsgd.x", 5, 100, "float32", 3)
-    changed = [("qsgd.y", *base[1:]), (base[0], 6, *base[2:]), (*base[:2], 101, *base[3:]), (*base[:3], "float16", 3)]
-    signatures = [token.signature(*meaning) for meaning in (base, *changed)]
+    base = ("qsgd.x", 5, 100, 1)
+    changed = [("qsgd.y", *base[1:]), (base[0], 6, *base[2:]), (*base[:2], 101, base[3]), (*base[:3], 2)]
+    signatures = [native.signature(*meaning) for meaning in (base, *changed)]
     assert len(set(signatures)) == 5
-    assert all(0 <= signature < 2**token.SIGNATURE_BITS for signature in signatures)
-    many = {token.signature("qsgd", k) for k in range(2000)}
-    assert len(many) > 1800  # 2000 random ones of 14 bits are some 1880 different ones
+    assert all(0 <= signature < 2**SIGNATURE_BITS for signature in signatures)
+    for many in (
+        {native.signature("qsgd", k, 100, 1) for k in range(2000)},
+        {native.signature("qsgd", 5, k, 1) for k in range(2000)},
+        {native.signature("qsgd", 5, k << 40, 1) for k in range(2000)},
+        {native.signature(f"qsgd.{k}", 5, 100, 1) for k in range(2000)},
+    ):
+        assert len(many) > 1800  # 2000 random ones of 14 bits are some 1880 different ones

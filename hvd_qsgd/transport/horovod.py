@@ -11,6 +11,21 @@ from hvd_qsgd.errors import QSGDError
 MAX_WORDS = 2**31 - 1
 
 
+def membership(hvd: Any, process_set: Any) -> tuple[int, int, int]:
+    """This process's rank in the process set, its size and its id, as Horovod's module ``hvd`` has them now.
+
+    Raises:
+        QSGDError: this process cannot communicate in it.
+    """
+    if not hvd.is_initialized():
+        raise QSGDError("Horovod is not running: call hvd.init() before the first gradient is compressed")
+    if process_set.process_set_id is None:
+        raise QSGDError(f"{process_set} is not registered: pass it to hvd.init() or hvd.add_process_set() first")
+    if not process_set.included():
+        raise QSGDError(f"this rank is not in {process_set}: only its ranks may use a compressor made for it")
+    return int(process_set.rank()), int(process_set.size()), int(process_set.process_set_id)
+
+
 class HorovodTransport:
     """Moves torch tensors by ``horovod.torch``; both are passed in, so that this module imports no framework."""
 
@@ -25,22 +40,12 @@ class HorovodTransport:
 
     def prepare(self) -> None:
         """Look up who takes part, which Horovod may change between steps; raise unless this rank can communicate."""
-        if not self._hvd.is_initialized():
-            raise QSGDError("Horovod is not running: call hvd.init() before the first gradient is compressed")
-        if self._process_set.process_set_id is None:
-            raise QSGDError(
-                f"{self._process_set} is not registered: pass it to hvd.init() or hvd.add_process_set() first"
-            )
-        if not self._process_set.included():
-            raise QSGDError(f"this rank is not in {self._process_set}: only its ranks may use a compressor made for it")
+        self.rank, self.size, self.group = membership(self._hvd, self._process_set)
         handles = getattr(self._hvd.mpi_ops, "_handle_map", None)
         if handles is not self._handles:
             # Horovod was started again: it numbers its handles anew, and what was on its way is lost.
             self._handles = handles
             self._in_flight.clear()
-        self.rank = int(self._process_set.rank())
-        self.size = int(self._process_set.size())
-        self.group = int(self._process_set.process_set_id)
 
     def allgather(self, words: Any, name: str, bound: int) -> _Gathering:
         """Start gathering ``words`` (one-dimensional, int64) of all ranks."""

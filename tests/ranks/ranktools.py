@@ -11,12 +11,10 @@ from typing import Any
 import horovod.torch as hvd
 import numpy as np
 import torch
-from mpi4py import MPI
+from rankcommon import RANK, SIZE, assert_all_raise, from_all_ranks, outcomes
 
-from hvd_qsgd.errors import QSGDError
+__all__ = ["RANK", "SIZE", "assert_all_raise", "from_all_ranks", "outcomes"]  # and what is below
 
-COMM = MPI.COMM_WORLD.Dup()
-RANK, SIZE = COMM.Get_rank(), COMM.Get_size()
 # Made by hvd.init(): a part of the ranks; two that are disjoint; and, of four ranks, three.
 if SIZE >= 4:
     EVEN, ODD, THREE = hvd.ProcessSet([0, 2]), hvd.ProcessSet([1, 3]), hvd.ProcessSet([0, 1, 2])
@@ -26,11 +24,6 @@ else:
     PROCESS_SETS = [EVEN, ODD]
 
 _names = itertools.count()
-
-
-def from_all_ranks(value: Any) -> list[Any]:
-    """Every rank's value, in rank order."""
-    return COMM.allgather(value)
 
 
 def rng(*seed: int, rank: int = RANK) -> torch.Generator:
@@ -78,27 +71,6 @@ def assert_replicas_equal(tensors: Iterable[torch.Tensor], what: object = "") ->
     digests = from_all_ranks(digest(tensors))
     assert len(set(digests)) == 1, f"{what} differs between ranks: {digests}"
     return digests[0]
-
-
-def outcomes(function: Callable[[], Any]) -> list[tuple[str, str]]:
-    """What ``function`` raised on every rank, as the exception's class and text, or ("", "")."""
-    try:
-        function()
-    except Exception as error:
-        mine = type(error).__name__, str(error)
-    else:
-        mine = "", ""
-    return from_all_ranks(mine)
-
-
-def assert_all_raise(function: Callable[[], Any], *words: str) -> list[str]:
-    """Every rank gets a QSGDError whose message has all the words; returns the messages."""
-    found = outcomes(function)
-    for rank, (kind, text) in enumerate(found):
-        assert kind == QSGDError.__name__, f"rank {rank} raised {kind or 'nothing'} {text!r}; all ranks: {found}"
-        for word in words:
-            assert word in text, f"rank {rank}: {word!r} is not in {text!r}"
-    return [text for _, text in found]
 
 
 def unit_of(values: np.ndarray[Any, Any], levels: int, bucket_size: int | None, norm: str) -> np.ndarray[Any, Any]:

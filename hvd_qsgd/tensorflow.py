@@ -1,0 +1,280 @@
+"""QSGD as ``compression=`` of Horovod's TensorFlow functions, tapes and Keras optimizers."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import re
+import weakref
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from tensorflow.python.ops.resource_variable_ops import ResourceVariable
+
+try:
+    import horovod.tensorflow as hvd
+    from horovod.tensorflow.compression import Compressor as HorovodCompressor
+except ImportError as _error:
+    raise ImportError(
+        "hvd_qsgd.tensorflow needs Horovod built for TensorFlow, which cannot be imported here: see README.md"
+    ) from _error
+
+from hvd_qsgd import native, tensorflow_ops, wire
+from hvd_qsgd.compressor import STATE_VERSION, Options, read_state
+from hvd_qsgd.config import DEFAULT_BUCKET_SIZE, DEFAULT_MIN_SIZE, Quantization, whole_number
+from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.methods import Method
+from hvd_qsgd.selection import Predicate, make_skip
+from hvd_qsgd.stats import Stats
+from hvd_qsgd.steps import STEPS, Steps, Ticket, operation_prefix, tensor_id
+from hvd_qsgd.transport.horovod import membership
+
+Tensor = tf.Tensor
+
+# What a gradient is encoded as; float64 travels as float32.
+WIRE_DTYPES = {tf.float32: tf.float32, tf.float16: tf.float16, tf.bfloat16: tf.bfloat16, tf.float64: tf.float32}
+
+_ids = itertools.count()
+_plain_python: Any = tf.autograph.experimental.do_not_convert
+
+
+class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
+    """Quantized gradients for an unpatched Horovod: pass an instance, or this class, as ``compression=``.
+
+    The same frames, arithmetic and defaults as ``hvd_qsgd.torch.QSGD``. It is a ``tf.Module``:
+    ``tf.train.Checkpoint(compression=...)`` saves and restores what continues a run bit for bit.
+
+    Horovod does not say which gradient it compresses: it is the k-th of the outermost ``tf.function`` that is being
+    traced, or of the step in eager mode, which must be the same on all ranks. Give each optimizer its own compressor.
+
+    Args:
+        bits: b = 2..8 bits a value: 2^(b-1) - 1 levels on either side of zero. Default 4.
+        levels: the levels instead, 1..127.
+        bucket_size: elements that share a scale (float32), or None: one scale a tensor.
+        norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm).
+        codec: "packed" (fixed width) or "ternary" (levels=1 in 1.6 bits).
+        min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.
+            A gradient whose static shape does not tell is compressed.
+        skip: a function (None, gradient) -> bool, called while a function is traced: reduced uncompressed.
+        seed: of the random rounding; equal seeds give equal runs.
+        name: of this compressor, the same on all ranks. Needed if ranks first use several compressors in different
+            order.
+        process_set: Horovod's process set; the same one as the optimizer's.
+
+    Gradients of float32, float16, bfloat16 and float64 (sent as float32) are compressed, on the CPU; others are left
+    to Horovod, and so are ``tf.IndexedSlices``.
+
+    Raises:
+        QSGDError: an argument is wrong, or Horovod's elastic mode is on, which is not supported.
+        tf.errors.InvalidArgumentError: when the graph runs, on every rank that can know it: the reduction is not
+            Average or Sum, ranks disagree on a tensor or a step, a frame is damaged, or a rank could not encode.
+    """
+
+    def __init__(
+        self,
+        bits: int | None = None,
+        *,
+        levels: int | None = None,
+        bucket_size: int | None = DEFAULT_BUCKET_SIZE,
+        norm: str = "max",
+        codec: str = "packed",
+        min_size: int = DEFAULT_MIN_SIZE,
+        skip: Predicate | None = None,
+        seed: int = 0,
+        name: str | None = None,
+        process_set: Any = hvd.global_process_set,
+    ) -> None:
+        super().__init__()
+        quantization = Quantization.create(bits, levels, bucket_size, norm, codec)
+        self._options = Options(min_size, seed, name)
+        if skip is not None and not callable(skip):
+            raise QSGDError(f"skip={skip!r} is not a function: TensorFlow's gradients have no names to match")
+        self._skip = make_skip(skip, have_names=False)
+        if not isinstance(process_set, hvd.ProcessSet):
+            raise QSGDError(f"process_set={process_set!r} is not a horovod ProcessSet")
+        self._process_set = process_set
+        self._ops = tensorflow_ops.library()  # if it cannot be loaded, say so before other ranks wait for this one
+        self._id = next(_ids)
+        self._prefix: str | None = None
+        self._traced: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # graph -> gradients so far
+        self._eager = Steps()
+        self._settings = _variable(_settings(quantization, seed))
+        self._next_steps: dict[str, Any] = {}  # tensor -> the step that it belongs to next
+
+    @property
+    def levels(self) -> int:
+        """Levels on either side of zero, as of the next gradient."""
+        return self._quantization().levels
+
+    def __repr__(self) -> str:
+        q = self._quantization()
+        return f"QSGD(levels={q.levels}, bucket_size={q.bucket_size}, norm={q.norm!r}, codec={q.codec!r})"
+
+    @Method
+    @_plain_python
+    def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
+        """Horovod calls this. Returns what it is to reduce instead of ``tensor``, and what ``decompress`` needs."""
+        tensor = tf.convert_to_tensor(tensor)
+        if not self._wants(tensor):
+            # bfloat16 goes as float32, since Horovod cannot reduce it.
+            return (tf.cast(tensor, tf.float32), tf.bfloat16) if tensor.dtype == tf.bfloat16 else (tensor, None)
+        gradient = tf.cast(tensor, WIRE_DTYPES[tensor.dtype])
+        number, ticket = self._number()
+        about = self._about(number)
+        operation = about["operation"]
+        with tf.device("cpu"):
+            shape = tf.shape(gradient, out_type=tf.int64)
+            step = self._step(about["tensor_name"])
+            frame = self._ops.qsgd_encode(gradient, self._settings.read_value(), step, **about)
+            frames = hvd.allgather(frame, name=operation, ignore_name_scope=True, process_set=self._process_set)
+            # The token takes the frames so that no rank reduces it before it has them: of two operations that do not
+            # depend on each other, each rank might start another one first and wait for ever.
+            token = self._ops.qsgd_token(frames, shape, T=gradient.dtype, name=f"{operation}.token", **about)
+        return token, _OnItsWay(tensor.shape, tensor.dtype, about, frames, step, shape, ticket)
+
+    @Method
+    @_plain_python
+    def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
+        """Horovod calls this with what it reduced. Returns the reduced gradient."""
+        if ctx is None:
+            return tensor
+        if isinstance(ctx, tf.DType):
+            return tf.cast(tensor, ctx)
+        if ctx.ticket is not None:
+            ctx.ticket.close()
+        with tf.device("cpu"):
+            result = self._ops.qsgd_decode_sum(ctx.frames, tensor, ctx.step, ctx.shape, T=WIRE_DTYPES[ctx.dtype], **ctx.about)
+        result.set_shape(ctx.static_shape)
+        return tf.cast(result, ctx.dtype)
+
+    @Method
+    def change(self, **changes: Any) -> None:
+        """Change ``bits``, ``levels``, ``bucket_size``, ``norm`` or ``codec``; nothing is traced again.
+
+        Ranks may differ in these for a while: frames say how they were made.
+        """
+        self._set(self._quantization().changed(**changes), self._seed())
+
+    @Method
+    def stats(self) -> Stats:
+        """The counts so far (``hvd_qsgd.stats.Stats``) of what was compressed.
+
+        Skipped tensors, waiting and the quantization error are not counted: those fields stay 0.
+        """
+        return tensorflow_ops.read_counters(self._id)
+
+    @Method
+    def reset_stats(self) -> None:
+        """Start counting again."""
+        tensorflow_ops.read_counters(self._id, reset=True)
+
+    @Method
+    def state_dict(self) -> dict[str, Any]:
+        """What continues a run bit for bit, for ``hvd.broadcast_object`` or a checkpoint of your own: plain values."""
+        with tf.init_scope():
+            steps = {name: int(step) % STEPS for name, step in self._next_steps.items()}
+        quantization = dataclasses.asdict(self._quantization())
+        return {"version": STATE_VERSION, "steps": steps, "seed": self._seed(), **quantization}
+
+    @Method
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned. All ranks must load the same."""
+        quantization, seed, steps = read_state(state, "steps")
+        if not isinstance(steps, dict):
+            raise QSGDError(f"steps={steps!r} is not a step for each tensor; pass what state_dict() returned")
+        checked = {str(name): whole_number(f"step of {name}", step, 0, STEPS - 1) for name, step in steps.items()}
+        self._set(quantization, seed)
+        with tf.init_scope():
+            for name in {*self._next_steps, *checked}:
+                self._counter(name).assign(checked.get(name, 0))
+
+    def _wants(self, tensor: Tensor) -> bool:
+        """Whether to compress; what the static shape does not tell is taken to be large."""
+        shape = tensor.shape
+        if tensor.dtype not in WIRE_DTYPES or self._skip(None, tensor):
+            return False
+        dimensions = 2 if shape.rank is None else shape.rank
+        count = shape.num_elements()
+        return self._options.wants(self._options.min_size if count is None else count, dimensions)
+
+    def _number(self) -> tuple[int, Ticket | None]:
+        """Which gradient this is: of the outermost function that is being traced, or of the step in eager mode."""
+        if tf.executing_eagerly():
+            return self._eager.take()
+        graph = tf.compat.v1.get_default_graph()
+        while hasattr(getattr(graph, "outer_graph", None), "outer_graph"):  # branches and functions within a function
+            graph = graph.outer_graph
+        if not hasattr(graph, "outer_graph"):
+            raise QSGDError("QSGD works in eager mode and in tf.function, not in TensorFlow 1's graphs and sessions")
+        number = self._traced.get(graph, 0)
+        self._traced[graph] = number + 1
+        return number, None
+
+    def _about(self, number: int) -> dict[str, Any]:
+        """The attributes that the ops have in common."""
+        if int(os.environ.get("HOROVOD_ELASTIC", 0)):
+            raise QSGDError("QSGD does not support Horovod's elastic mode in TensorFlow: the number of ranks is fixed")
+        rank, size, group = membership(hvd, self._process_set)
+        if self._prefix is None:
+            self._prefix = operation_prefix(self, self._options.name, group)
+        return {
+            "tensor": tensor_id(self._options.name or "", f"#{number}"),
+            "operation": re.sub(r"[^A-Za-z0-9_.]", "_", f"{self._prefix}.{number}"),  # as TensorFlow takes it
+            "tensor_name": f"#{number}",
+            "rank": rank,
+            "size": size,
+            "threads": native.default_threads(),
+            "counters": self._id,
+        }
+
+    def _step(self, name: str) -> Tensor:
+        """The step that the tensor belongs to, advanced by each run of the graph."""
+        with tf.init_scope():  # a second trace must not make variables
+            counter = self._counter(name)
+        return tf.bitwise.bitwise_and(counter.assign_add(1) - 1, STEPS - 1)
+
+    def _counter(self, name: str) -> Any:
+        if name not in self._next_steps:
+            self._next_steps[name] = _variable(0)  # which a checkpoint may have waited to restore
+        return self._next_steps[name]
+
+    def _set(self, quantization: Quantization, seed: int) -> None:
+        with tf.init_scope():
+            self._settings.assign(_settings(quantization, seed))
+
+    def _quantization(self) -> Quantization:
+        with tf.init_scope():
+            levels, bucket_size, norm, codec, _ = self._settings.numpy().tolist()
+        return Quantization(levels, bucket_size or None, wire.NORM_NAMES[norm], wire.CODEC_NAMES[codec])
+
+    def _seed(self) -> int:
+        with tf.init_scope():
+            return int(self._settings.numpy()[-1]) % 2**64
+
+
+class _OnItsWay(NamedTuple):
+    """A gradient between ``compress`` and ``decompress``."""
+
+    static_shape: tf.TensorShape
+    dtype: tf.DType
+    about: dict[str, Any]
+    frames: Tensor
+    step: Tensor
+    shape: Tensor
+    ticket: Ticket | None
+
+
+def _settings(quantization: Quantization, seed: int) -> list[int]:
+    """As QsgdEncode takes them (``kernels/tensorflow/tensor.h``); the seed's bits as a signed number."""
+    norm, codec = wire.NORMS[quantization.norm], wire.CODECS[quantization.codec].id
+    return [quantization.levels, quantization.bucket_size or 0, norm, codec, (seed + 2**63) % 2**64 - 2**63]
+
+
+def _variable(value: Any) -> Any:
+    """An int64 variable that belongs to no function, whichever is being traced.
+
+    tf.Variable() would ask that function, which allows new variables in its first trace only and then traces twice.
+    """
+    with tf.init_scope(), tf.device("cpu"):
+        return ResourceVariable(value, dtype=tf.int64, trainable=False)

@@ -1,0 +1,56 @@
+"""The library of TensorFlow ops (``kernels/tensorflow``), which is built for one version of TensorFlow."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import pathlib
+from ctypes import c_int, c_int64, c_uint64
+from typing import Any
+
+import tensorflow as tf
+
+from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.stats import Stats
+
+COUNTERS = 8  # of enum Counter in kernels/tensorflow/counters.h
+
+
+def path() -> pathlib.Path:
+    """Where the ops for this TensorFlow are."""
+    return pathlib.Path(__file__).with_name(f"libhvd_qsgd_tensorflow-{tf.__version__}.so")
+
+
+@functools.cache
+def library() -> Any:
+    """The ops, as a module of functions.
+
+    Raises:
+        QSGDError: they were not built, or not for this TensorFlow.
+    """
+    how = "run `make tensorflow` in a checkout, or `pip install --no-build-isolation` the package again"
+    if not path().exists():
+        raise QSGDError(f"the ops for TensorFlow {tf.__version__} are not there ({path()}): {how}")
+    try:
+        return tf.load_op_library(str(path()))
+    except (tf.errors.OpError, OSError, RuntimeError) as error:
+        raise QSGDError(f"the TensorFlow ops cannot be loaded ({error}): {how}") from error
+
+
+def read_counters(compressor: int, reset: bool = False) -> Stats:
+    """What compressor number ``compressor`` has done since it was made, or reset."""
+    read = ctypes.CDLL(str(path())).qsgd_tensorflow_counters
+    read.argtypes, read.restype = (c_int64, ctypes.POINTER(c_uint64), c_int), None
+    values = (c_uint64 * COUNTERS)()
+    read(compressor, values, reset)
+    steps, tensors, coordinates, raw, sent, gathered, encoding, decoding = values
+    return Stats(
+        steps=steps,
+        tensors_compressed=tensors,
+        coordinates=coordinates,
+        bytes_raw=raw,
+        bytes_sent=sent,
+        bytes_received=max(0, gathered - sent),
+        seconds_encode=encoding * 1e-9,
+        seconds_decode=decoding * 1e-9,
+    )

@@ -1,0 +1,157 @@
+// The ops on the CPU.
+#include "tensorflow/tensor.h"
+
+namespace qsgd_tensorflow {
+namespace {
+
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::errors::InvalidArgument;
+
+constexpr uint64_t kMaxWords = INT32_MAX;  // Horovod counts the elements of a gathered tensor in a C int
+
+uint32_t step_of(const Tensor& step) { return static_cast<uint32_t>(step.scalar<int64_t>()()); }
+
+class Encode : public TensorOp {
+  public:
+    using TensorOp::TensorOp;
+
+    // Whatever goes wrong, the other ranks wait for a frame: they get one that says what.
+    void Compute(OpKernelContext* context) override {
+        const Timer timer(*counters_, kNanosecondsEncode);
+        const Tensor& gradient = context->input(0);
+        OP_REQUIRES(context, context->input(1).NumElements() == kSettings,
+                    InvalidArgument("QsgdEncode takes ", kSettings, " settings"));
+        const qsgd_spec spec = spec_of(gradient, context->input(1), step_of(context->input(2)));
+        Tensor frame;
+        const std::string problem = encode(context, spec, gradient, frame);
+        if (!problem.empty()) OP_REQUIRES_OK(context, error_frame(context, spec, problem, frame));
+        count(gradient, frame);
+        context->set_output(0, frame);
+    }
+
+  private:
+    qsgd_spec spec_of(const Tensor& gradient, const Tensor& settings, uint32_t step) const {
+        const auto set = settings.flat<int64_t>();
+        const auto elements = static_cast<uint64_t>(gradient.NumElements());
+        qsgd_spec spec = {};
+        spec.count = elements;
+        spec.bucket_size =
+            set(kBucketSize) ? static_cast<uint64_t>(set(kBucketSize)) : std::max(elements, uint64_t{1});
+        spec.seed = static_cast<uint64_t>(set(kSeed));
+        spec.levels = narrow<uint32_t>(set(kLevels));
+        spec.rank = rank_;
+        spec.tensor = tensor_;
+        spec.step = step;
+        spec.codec = narrow<uint8_t>(set(kCodec));
+        spec.norm = narrow<uint8_t>(set(kNorm));
+        spec.dtype = static_cast<uint8_t>(dtype_);
+        return spec;
+    }
+
+    // Returns what went wrong, or nothing.
+    std::string encode(OpKernelContext* context, const qsgd_spec& spec, const Tensor& gradient,
+                       Tensor& frame) const {
+        uint64_t bytes = 0;
+        int status = qsgd_frame_bytes(&spec, &bytes);
+        if (status != QSGD_OK) return qsgd_status_text(status);
+        if (bytes / 8 > kMaxWords / size_)
+            return "Horovod cannot gather " + std::to_string(bytes) +
+                   " bytes of each rank in TensorFlow: use smaller tensors";
+        const auto allocated = allocate(context, bytes, frame);
+        if (!allocated.ok()) return std::string(allocated.message());
+        status = qsgd_encode(&spec, gradient.data(), frame.data(), bytes, threads_);
+        return status == QSGD_OK ? "" : qsgd_status_text(status);
+    }
+
+    static tensorflow::Status allocate(OpKernelContext* context, uint64_t bytes, Tensor& frame) {
+        return context->allocate_temp(tensorflow::DT_INT64, TensorShape({static_cast<int64_t>(bytes / 8)}),
+                                      &frame);
+    }
+
+    static tensorflow::Status error_frame(OpKernelContext* context, const qsgd_spec& spec,
+                                          const std::string& problem, Tensor& frame) {
+        uint8_t bytes[QSGD_MAX_ERROR_FRAME];
+        uint64_t length = 0;
+        const int status = qsgd_error_frame(&spec, problem.c_str(), bytes, sizeof bytes, &length);
+        if (status != QSGD_OK) return InvalidArgument(problem);
+        TF_RETURN_IF_ERROR(allocate(context, length, frame));
+        memcpy(frame.data(), bytes, length);
+        return tensorflow::OkStatus();
+    }
+
+    void count(const Tensor& gradient, const Tensor& frame) const {
+        if (name_ == "#0") counters_->add(kSteps, 1);
+        counters_->add(kTensors, 1);
+        counters_->add(kCoordinates, static_cast<uint64_t>(gradient.NumElements()));
+        counters_->add(kBytesRaw, gradient.tensor_data().size());
+        counters_->add(kBytesSent, frame.tensor_data().size());
+    }
+};
+
+class Token : public TensorOp {
+  public:
+    using TensorOp::TensorOp;
+
+    void Compute(OpKernelContext* context) override {
+        TensorShape shape;
+        OP_REQUIRES_OK(context, tensorflow::tensor::MakeShape(context->input(1), &shape));
+        Tensor* token = nullptr;
+        OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({QSGD_TOKEN_LENGTH}), &token));
+        qsgd_token(rank_, signature(static_cast<uint64_t>(shape.num_elements())),
+                   token->flat<float>().data());
+    }
+};
+
+class DecodeSum : public TensorOp {
+  public:
+    using TensorOp::TensorOp;
+
+    void Compute(OpKernelContext* context) override {
+        const Timer timer(*counters_, kNanosecondsDecode);
+        TensorShape shape;
+        OP_REQUIRES_OK(context, tensorflow::tensor::MakeShape(context->input(3), &shape));
+        const auto elements = static_cast<uint64_t>(shape.num_elements());
+        const qsgd_expectation expected = {elements, tensor_, step_of(context->input(2)), dtype_, 0};
+        float factor = 0;
+        OP_REQUIRES_OK(context, read_token(context->input(1), expected, factor));
+        Tensor* sum = nullptr;
+        OP_REQUIRES_OK(context, context->allocate_output(0, shape, &sum));
+        OP_REQUIRES_OK(context, decode(context->input(0), expected, factor, sum->data()));
+        counters_->add(kBytesGathered, context->input(0).tensor_data().size());
+    }
+
+  private:
+    tensorflow::Status read_token(const Tensor& reduced, const qsgd_expectation& expected,
+                                  float& factor) const {
+        const auto length = static_cast<uint64_t>(reduced.NumElements());
+        const int status = qsgd_token_factor(reduced.flat<float>().data(), length, size_,
+                                             signature(expected.count), &factor);
+        if (status == QSGD_OK) return tensorflow::OkStatus();
+        char text[QSGD_MAX_EXPLANATION];
+        qsgd_explain_token(status, length, size_, what(expected).c_str(), text, sizeof text);
+        return InvalidArgument(text);
+    }
+
+    tensorflow::Status decode(const Tensor& frames, const qsgd_expectation& expected, float factor,
+                              void* sum) const {
+        const auto bytes = static_cast<uint64_t>(frames.tensor_data().size());
+        uint32_t bad_frame = 0;
+        const int status =
+            qsgd_decode_sum(frames.data(), bytes, size_, &expected, factor, sum, threads_, &bad_frame);
+        if (status == QSGD_OK) return tensorflow::OkStatus();
+        char text[QSGD_MAX_EXPLANATION];
+        qsgd_explain(status, frames.data(), bytes, bad_frame, &expected, what(expected).c_str(), text,
+                     sizeof text);
+        return InvalidArgument(text);
+    }
+};
+
+REGISTER_KERNEL_BUILDER(Name("QsgdEncode").Device(tensorflow::DEVICE_CPU), Encode);
+REGISTER_KERNEL_BUILDER(Name("QsgdToken").Device(tensorflow::DEVICE_CPU), Token);
+REGISTER_KERNEL_BUILDER(Name("QsgdDecodeSum").Device(tensorflow::DEVICE_CPU), DecodeSum);
+
+}  // namespace
+}  // namespace qsgd_tensorflow

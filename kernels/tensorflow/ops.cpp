@@ -1,0 +1,64 @@
+// The TensorFlow ops: what goes in and comes out, whatever device they run on. hvd_qsgd/tensorflow.py says
+// how they work together.
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/shape_inference.h"
+
+using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
+
+namespace {
+
+tensorflow::Status decoded_shape(InferenceContext* c) {
+    ShapeHandle shape;
+    TF_RETURN_IF_ERROR(c->MakeShapeFromShapeTensor(3, &shape));
+    c->set_output(0, shape);
+    return tensorflow::OkStatus();
+}
+
+tensorflow::Status token_shape(InferenceContext* c) {
+    c->set_output(0, c->Vector(16));
+    return tensorflow::OkStatus();
+}
+
+tensorflow::Status frame_shape(InferenceContext* c) {
+    c->set_output(0, c->Vector(InferenceContext::kUnknownDim));
+    return tensorflow::OkStatus();
+}
+
+}  // namespace
+
+// What all three must know of the tensor: `tensor` is its id on the wire, `operation` names the collective
+// that carries its frames, `tensor_name` is for messages.
+#define QSGD_TENSOR_ATTRS              \
+    Attr("T: {float, half, bfloat16}") \
+        .Attr("tensor: int")           \
+        .Attr("operation: string")     \
+        .Attr("tensor_name: string")   \
+        .Attr("rank: int")             \
+        .Attr("size: int")             \
+        .Attr("threads: int")          \
+        .Attr("counters: int")
+
+REGISTER_OP("QsgdEncode")
+    .Input("gradient: T")
+    .Input("settings: int64")  // see Settings in tensor.h
+    .Input("step: int64")
+    .Output("frame: int64")
+    .QSGD_TENSOR_ATTRS.SetShapeFn(frame_shape)
+    .Doc("One frame of the gradient, as 64-bit words; an error frame if it cannot be encoded.");
+
+REGISTER_OP("QsgdToken")
+    .Input("frames: int64")  // so that the token is reduced only after the frames were exchanged
+    .Input("shape: int64")
+    .Output("token: float")
+    .QSGD_TENSOR_ATTRS.SetShapeFn(token_shape)
+    .Doc("What Horovod is to reduce in place of the gradient.");
+
+REGISTER_OP("QsgdDecodeSum")
+    .Input("frames: int64")
+    .Input("reduced: float")
+    .Input("step: int64")
+    .Input("shape: int64")
+    .Output("sum: T")
+    .QSGD_TENSOR_ATTRS.SetShapeFn(decoded_shape)
+    .Doc("The sum of all ranks' frames, times the factor that the reduced token tells.");

@@ -1,0 +1,68 @@
+// What every op knows of its tensor, on any device, and the errors that they report.
+#pragma once
+
+#include <string>
+
+#include "qsgd.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/tensor_util.h"
+#include "tensorflow/counters.h"
+
+namespace qsgd_tensorflow {
+
+// The elements of QsgdEncode's input `settings`.
+enum Settings { kLevels, kBucketSize, kNorm, kCodec, kSeed, kSettings };  // bucket size 0: the whole tensor
+
+// `value`, or 0, which no setting may be, if it does not fit.
+template <class To>
+To narrow(int64_t value) {
+    return static_cast<int64_t>(static_cast<To>(value)) == value ? static_cast<To>(value) : To{0};
+}
+
+// The ops' attributes.
+class TensorOp : public tensorflow::OpKernel {
+  public:
+    explicit TensorOp(tensorflow::OpKernelConstruction* construction) : OpKernel(construction) {
+        OP_REQUIRES(
+            construction, qsgd_abi_version() == QSGD_ABI_VERSION,
+            tensorflow::errors::FailedPrecondition(
+                "the TensorFlow ops of hvd_qsgd were built for another kernel library: build them again "
+                "(`make tensorflow`)"));
+        tensorflow::DataType type;
+        int64_t tensor, rank, size, threads, counters;
+        OP_REQUIRES_OK(construction, construction->GetAttr("T", &type));
+        OP_REQUIRES_OK(construction, construction->GetAttr("tensor", &tensor));
+        OP_REQUIRES_OK(construction, construction->GetAttr("operation", &operation_));
+        OP_REQUIRES_OK(construction, construction->GetAttr("tensor_name", &name_));
+        OP_REQUIRES_OK(construction, construction->GetAttr("rank", &rank));
+        OP_REQUIRES_OK(construction, construction->GetAttr("size", &size));
+        OP_REQUIRES_OK(construction, construction->GetAttr("threads", &threads));
+        OP_REQUIRES_OK(construction, construction->GetAttr("counters", &counters));
+        dtype_ = type == tensorflow::DT_FLOAT  ? QSGD_FLOAT32
+                 : type == tensorflow::DT_HALF ? QSGD_FLOAT16
+                                               : QSGD_BFLOAT16;
+        tensor_ = static_cast<uint32_t>(tensor);
+        rank_ = static_cast<uint32_t>(rank);
+        size_ = static_cast<uint32_t>(size);
+        threads_ = static_cast<uint32_t>(threads);
+        counters_ = &counters_of(counters);
+    }
+
+  protected:
+    uint32_t signature(uint64_t count) const {
+        return qsgd_signature(operation_.c_str(), tensor_, count, dtype_);
+    }
+
+    // For messages; as hvd_qsgd/steps.py has it.
+    std::string what(const qsgd_expectation& expected) const {
+        constexpr const char* kNames[] = {"", "float32", "float16", "bfloat16"};
+        return "tensor '" + name_ + "' (" + std::to_string(expected.count) + " x " + kNames[dtype_] +
+               ", step " + std::to_string(expected.step) + ")";
+    }
+
+    std::string operation_, name_;
+    uint32_t dtype_, tensor_, rank_, size_, threads_;
+    Counters* counters_;
+};
+
+}  // namespace qsgd_tensorflow
