@@ -14,7 +14,8 @@ class Method:
         functools.update_wrapper(self, function)  # type: ignore[arg-type]
 
     def __get__(self, instance: Any, owner: type) -> Callable[..., Any]:
-        return functools.partial(self._function, _default(owner) if instance is None else instance)
+        bound: Callable[..., Any] = self._function.__get__(_default(owner) if instance is None else instance)
+        return bound
 
 
 @functools.cache

@@ -84,7 +84,9 @@ def status_text(status: int) -> str:
 
 def encode(spec: Spec, gradient: int, frame: int, capacity: int) -> None:
     """Encode ``spec.count`` elements at address ``gradient`` into ``capacity`` bytes at ``frame``."""
-    _raise_unless_ok(library().qsgd_encode(ctypes.byref(spec), gradient, frame, capacity, default_threads()))
+    status = library().qsgd_encode(spec, gradient, frame, capacity, default_threads())
+    if status:
+        _raise_unless_ok(status)
 
 
 def frame_bytes(spec: Spec) -> int:
@@ -100,9 +102,7 @@ def decode_sum(frames: int, size: int, count: int, expected: Expectation, factor
     Raises ``FrameError`` for the first frame that is not valid or does not belong.
     """
     bad = c_uint32()
-    status = library().qsgd_decode_sum(
-        frames, size, count, ctypes.byref(expected), factor, out, default_threads(), ctypes.byref(bad)
-    )
+    status = library().qsgd_decode_sum(frames, size, count, expected, factor, out, default_threads(), bad)
     if status >= FIRST_FRAME_STATUS:
         raise FrameError(status, bad.value)
     _raise_unless_ok(status)

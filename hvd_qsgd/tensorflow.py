@@ -144,7 +144,9 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         if ctx.ticket is not None:
             ctx.ticket.close()
         with tf.device("cpu"):
-            result = self._ops.qsgd_decode_sum(ctx.frames, tensor, ctx.step, ctx.shape, T=WIRE_DTYPES[ctx.dtype], **ctx.about)
+            result = self._ops.qsgd_decode_sum(
+                ctx.frames, tensor, ctx.step, ctx.shape, T=WIRE_DTYPES[ctx.dtype], **ctx.about
+            )
         result.set_shape(ctx.static_shape)
         return tf.cast(result, ctx.dtype)
 

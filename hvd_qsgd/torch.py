@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Iterable
 from typing import Any, Callable
@@ -108,27 +109,28 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
     def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """Horovod calls this. Returns what it is to reduce instead of ``tensor``, and what ``decompress`` needs."""
         name = self._names.find(tensor) if self._names else None
-        if not self._wants(name, tensor):
+        wire = self._wire(name, tensor)
+        if wire is None:
             return self._carry(tensor)
         if tensor.requires_grad and torch.is_grad_enabled():
             raise QSGDError("QSGD cannot be differentiated: reduce tensor.detach(), or call it under torch.no_grad()")
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             raise QSGDError(
                 f"this hvd_qsgd compresses CPU gradients only, not those on {tensor.device}: move the model to the CPU"
             )
-        wire_dtype, dtype = WIRE_DTYPES[tensor.dtype]
+        wire_dtype, dtype = wire
         gradient = tensor if tensor.dtype is wire_dtype and tensor.is_contiguous() else _as_wire(tensor, wire_dtype)
         core = self._core
         ticket = core.open(name, gradient.numel(), dtype, self._ranks)
         frame = core.encode(ticket, gradient.data_ptr(), _allocate_frame)
         slot = ticket.slot
         if slot.carrier is None:
-            slot.carrier = torch.tensor(core.token(ticket))
+            slot.carrier = _Carrier(core.token(ticket))
         bound = (BYTES_PER_ELEMENT * slot.spec.count + BYTES_PER_FRAME) // 8
         gathering = self._transport.allgather(frame, slot.operation, bound)
         if core.options.measure_error and ticket.encoded:
             self._measure(ticket, frame, gradient)
-        return slot.carrier.clone(), (ticket, gathering, tensor.shape, tensor.dtype)
+        return slot.carrier.filled(), (ticket, gathering, tensor, wire_dtype)
 
     @Method
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
@@ -137,16 +139,15 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             return tensor
         if isinstance(ctx, torch.dtype):
             return tensor.to(ctx)
-        ticket, gathering, shape, dtype = ctx
+        ticket, gathering, gradient, wire_dtype = ctx
         core = self._core
         factor = core.factor(ticket, tensor.tolist())
         start = time.perf_counter()
         words = gathering.wait()
         core.stats.seconds_wait += time.perf_counter() - start
-        wire_dtype, _ = WIRE_DTYPES[dtype]
-        result = torch.empty(shape, dtype=wire_dtype)
+        result = torch.empty_like(gradient, dtype=wire_dtype, memory_format=torch.contiguous_format)
         core.decode(ticket, words.data_ptr(), 8 * words.numel(), factor, result.data_ptr())
-        return result if dtype is wire_dtype else result.to(dtype)
+        return result if gradient.dtype is wire_dtype else result.to(gradient.dtype)
 
     @Method
     def change(self, **changes: Any) -> None:
@@ -176,10 +177,14 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         """Continue from what ``state_dict`` returned. All ranks must load the same."""
         self._core.load(state)
 
-    def _wants(self, name: str | None, tensor: Tensor) -> bool:
-        if tensor.layout is not torch.strided or tensor.dtype not in WIRE_DTYPES:
-            return False
-        return self._core.options.wants(tensor.numel(), tensor.dim()) and not self._skip(name, tensor)
+    def _wire(self, name: str | None, tensor: Tensor) -> tuple[torch.dtype, str] | None:
+        """What the gradient is encoded as; None: not at all."""
+        wire = WIRE_DTYPES.get(tensor.dtype)
+        if wire is None or tensor.layout is not torch.strided:
+            return None
+        if not self._core.options.wants(tensor.numel(), tensor.dim()) or self._skip(name, tensor):
+            return None
+        return wire
 
     def _ranks(self) -> Ranks:
         return self._transport.ranks()
@@ -199,6 +204,19 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         exact = gradient.double()
         self._core.stats.squared_error += float((decoded.double() - exact).square().sum())
         self._core.stats.squared_norm += float(exact.square().sum())
+
+
+class _Carrier:
+    """A slot's tensor for tokens: Horovod writes the reduced one into it, so that it is filled anew for each step."""
+
+    def __init__(self, entries: list[float]) -> None:
+        self._tensor = torch.tensor(entries)
+        self._address = self._tensor.data_ptr()
+        self._entries = self._tensor.numpy().tobytes()
+
+    def filled(self) -> Tensor:
+        ctypes.memmove(self._address, self._entries, len(self._entries))
+        return self._tensor
 
 
 def _as_wire(tensor: Tensor, dtype: torch.dtype) -> Tensor:
