@@ -167,7 +167,7 @@ class Compressor:
 
     def factor(self, ticket: Ticket, reduced: list[float]) -> float:
         """The reduced token's factor; raises if the reduction or the ranks' meaning is wrong. Ends the ticket."""
-        slot = ticket.slot
+        slot: Slot = ticket.slot
         if not ticket.close():
             raise QSGDError(
                 f"{slot} is decompressed twice, or after the compressor's state was loaded: every compress() is for "

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import weakref
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
@@ -30,13 +30,18 @@ from hvd_qsgd.stats import Stats
 from hvd_qsgd.steps import STEPS, Steps, Ticket, operation_prefix, tensor_id
 from hvd_qsgd.transport.horovod import membership
 
-Tensor = tf.Tensor
+Tensor = Any  # tf.Tensor, to type checkers
 
 # What a gradient is encoded as; float64 travels as float32.
 WIRE_DTYPES = {tf.float32: tf.float32, tf.float16: tf.float16, tf.bfloat16: tf.bfloat16, tf.float64: tf.float32}
 
 _ids = itertools.count()
-_plain_python: Any = tf.autograph.experimental.do_not_convert
+
+
+def _plain_python(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps AutoGraph, which Horovod's functions turn on, from rewriting a function."""
+    kept: Callable[..., Any] = tf.autograph.experimental.do_not_convert(function)
+    return kept
 
 
 class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
@@ -122,16 +127,12 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         gradient = tf.cast(tensor, WIRE_DTYPES[tensor.dtype])
         number, ticket = self._number()
         about = self._about(number)
-        operation = about["operation"]
         with tf.device("cpu"):
             shape = tf.shape(gradient, out_type=tf.int64)
             step = self._step(about["tensor_name"])
             frame = self._ops.qsgd_encode(gradient, self._settings.read_value(), step, **about)
-            frames = hvd.allgather(frame, name=operation, ignore_name_scope=True, process_set=self._process_set)
-            # The token takes the frames so that no rank reduces it before it has them: of two operations that do not
-            # depend on each other, each rank might start another one first and wait for ever.
-            token = self._ops.qsgd_token(frames, shape, T=gradient.dtype, name=f"{operation}.token", **about)
-        return token, _OnItsWay(tensor.shape, tensor.dtype, about, frames, step, shape, ticket)
+            token = self._ops.qsgd_token(step, shape, T=gradient.dtype, name=f"{about['operation']}.token", **about)
+        return token, _OnItsWay(tensor.shape, tensor.dtype, about, frame, step, shape, ticket)
 
     @Method
     @_plain_python
@@ -143,10 +144,12 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             return tf.cast(tensor, ctx)
         if ctx.ticket is not None:
             ctx.ticket.close()
+        about = {"T": WIRE_DTYPES[ctx.dtype], **ctx.about}
         with tf.device("cpu"):
-            result = self._ops.qsgd_decode_sum(
-                ctx.frames, tensor, ctx.step, ctx.shape, T=WIRE_DTYPES[ctx.dtype], **ctx.about
-            )
+            # No rank sends its frame before it has the token, which tells whether all of them will.
+            frame, factor = self._ops.qsgd_accept(ctx.frame, tensor, ctx.step, ctx.shape, **about)
+            frames = self._gather(frame, about["operation"])
+            result = self._ops.qsgd_decode_sum(frames, factor, ctx.step, ctx.shape, **about)
         result.set_shape(ctx.static_shape)
         return tf.cast(result, ctx.dtype)
 
@@ -196,6 +199,8 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         shape = tensor.shape
         if tensor.dtype not in WIRE_DTYPES or self._skip(None, tensor):
             return False
+        if not tf.executing_eagerly() and self._process_set.included() is False:
+            return False  # Horovod's optimizers trace this on other ranks as well, to run it on none of them
         dimensions = 2 if shape.rank is None else shape.rank
         count = shape.num_elements()
         return self._options.wants(self._options.min_size if count is None else count, dimensions)
@@ -230,6 +235,10 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             "counters": self._id,
         }
 
+    def _gather(self, frame: Tensor, operation: str) -> Tensor:
+        """The words of all ranks' frames. The operation's name is the same on all ranks and in every trace."""
+        return hvd.allgather(frame, name=operation, ignore_name_scope=True, process_set=self._process_set)
+
     def _step(self, name: str) -> Tensor:
         """The step that the tensor belongs to, advanced by each run of the graph."""
         with tf.init_scope():  # a second trace must not make variables
@@ -261,7 +270,7 @@ class _OnItsWay(NamedTuple):
     static_shape: tf.TensorShape
     dtype: tf.DType
     about: dict[str, Any]
-    frames: Tensor
+    frame: Tensor
     step: Tensor
     shape: Tensor
     ticket: Ticket | None

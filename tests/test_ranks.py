@@ -82,7 +82,7 @@ def run(command: list[str], env: dict[str, str], timeout: float) -> Ended:
     return ended
 
 
-def tests_inside(np: int, directory: Path) -> None:
+def run_inside(np: int, directory: Path) -> None:
     """Run the directory's tests inside np ranks."""
     pytest_args = [
         "-m",
@@ -109,7 +109,7 @@ def tests_inside(np: int, directory: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("np", [2, 4])
 def test_inside_ranks(np: int) -> None:
-    tests_inside(np, RANKS)
+    run_inside(np, RANKS)
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_inside_ranks(np: int) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("np", [2, 4])
 def test_tensorflow_inside_ranks(np: int) -> None:
-    tests_inside(np, RANKS_TENSORFLOW)
+    run_inside(np, RANKS_TENSORFLOW)
 
 
 @pytest.mark.slow

@@ -12,8 +12,6 @@ using tensorflow::errors::InvalidArgument;
 
 constexpr uint64_t kMaxWords = INT32_MAX;  // Horovod counts the elements of a gathered tensor in a C int
 
-uint32_t step_of(const Tensor& step) { return static_cast<uint32_t>(step.scalar<int64_t>()()); }
-
 class Encode : public TensorOp {
   public:
     using TensorOp::TensorOp;
@@ -91,17 +89,44 @@ class Encode : public TensorOp {
     }
 };
 
+// The shape that an input describes.
+tensorflow::Status shape_of(const Tensor& described, TensorShape& shape) {
+    return tensorflow::tensor::MakeShape(described, &shape);
+}
+
 class Token : public TensorOp {
   public:
     using TensorOp::TensorOp;
 
     void Compute(OpKernelContext* context) override {
         TensorShape shape;
-        OP_REQUIRES_OK(context, tensorflow::tensor::MakeShape(context->input(1), &shape));
+        OP_REQUIRES_OK(context, shape_of(context->input(1), shape));
         Tensor* token = nullptr;
         OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({QSGD_TOKEN_LENGTH}), &token));
         qsgd_token(rank_, signature(static_cast<uint64_t>(shape.num_elements())),
                    token->flat<float>().data());
+    }
+};
+
+class Accept : public TensorOp {
+  public:
+    using TensorOp::TensorOp;
+
+    void Compute(OpKernelContext* context) override {
+        const Tensor& reduced = context->input(1);
+        TensorShape shape;
+        OP_REQUIRES_OK(context, shape_of(context->input(3), shape));
+        const qsgd_expectation expected = expectation(shape, context->input(2));
+        Tensor* factor = nullptr;
+        OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({}), &factor));
+        const auto length = static_cast<uint64_t>(reduced.NumElements());
+        const int status = qsgd_token_factor(reduced.flat<float>().data(), length, size_,
+                                             signature(expected.count), factor->flat<float>().data());
+        char text[QSGD_MAX_EXPLANATION] = "";
+        if (status != QSGD_OK)
+            qsgd_explain_token(status, length, size_, what(expected).c_str(), text, sizeof text);
+        OP_REQUIRES(context, status == QSGD_OK, InvalidArgument(text));
+        context->set_output(0, context->input(0));
     }
 };
 
@@ -112,11 +137,9 @@ class DecodeSum : public TensorOp {
     void Compute(OpKernelContext* context) override {
         const Timer timer(*counters_, kNanosecondsDecode);
         TensorShape shape;
-        OP_REQUIRES_OK(context, tensorflow::tensor::MakeShape(context->input(3), &shape));
-        const auto elements = static_cast<uint64_t>(shape.num_elements());
-        const qsgd_expectation expected = {elements, tensor_, step_of(context->input(2)), dtype_, 0};
-        float factor = 0;
-        OP_REQUIRES_OK(context, read_token(context->input(1), expected, factor));
+        OP_REQUIRES_OK(context, shape_of(context->input(3), shape));
+        const qsgd_expectation expected = expectation(shape, context->input(2));
+        const float factor = context->input(1).scalar<float>()();
         Tensor* sum = nullptr;
         OP_REQUIRES_OK(context, context->allocate_output(0, shape, &sum));
         OP_REQUIRES_OK(context, decode(context->input(0), expected, factor, sum->data()));
@@ -124,17 +147,6 @@ class DecodeSum : public TensorOp {
     }
 
   private:
-    tensorflow::Status read_token(const Tensor& reduced, const qsgd_expectation& expected,
-                                  float& factor) const {
-        const auto length = static_cast<uint64_t>(reduced.NumElements());
-        const int status = qsgd_token_factor(reduced.flat<float>().data(), length, size_,
-                                             signature(expected.count), &factor);
-        if (status == QSGD_OK) return tensorflow::OkStatus();
-        char text[QSGD_MAX_EXPLANATION];
-        qsgd_explain_token(status, length, size_, what(expected).c_str(), text, sizeof text);
-        return InvalidArgument(text);
-    }
-
     tensorflow::Status decode(const Tensor& frames, const qsgd_expectation& expected, float factor,
                               void* sum) const {
         const auto bytes = static_cast<uint64_t>(frames.tensor_data().size());
@@ -151,6 +163,7 @@ class DecodeSum : public TensorOp {
 
 REGISTER_KERNEL_BUILDER(Name("QsgdEncode").Device(tensorflow::DEVICE_CPU), Encode);
 REGISTER_KERNEL_BUILDER(Name("QsgdToken").Device(tensorflow::DEVICE_CPU), Token);
+REGISTER_KERNEL_BUILDER(Name("QsgdAccept").Device(tensorflow::DEVICE_CPU), Accept);
 REGISTER_KERNEL_BUILDER(Name("QsgdDecodeSum").Device(tensorflow::DEVICE_CPU), DecodeSum);
 
 }  // namespace

@@ -25,9 +25,15 @@ tensorflow::Status frame_shape(InferenceContext* c) {
     return tensorflow::OkStatus();
 }
 
+tensorflow::Status accepted_shapes(InferenceContext* c) {
+    c->set_output(0, c->Vector(InferenceContext::kUnknownDim));
+    c->set_output(1, c->Scalar());
+    return tensorflow::OkStatus();
+}
+
 }  // namespace
 
-// What all three must know of the tensor: `tensor` is its id on the wire, `operation` names the collective
+// What all of them must know of the tensor: `tensor` is its id on the wire, `operation` names the collective
 // that carries its frames, `tensor_name` is for messages.
 #define QSGD_TENSOR_ATTRS              \
     Attr("T: {float, half, bfloat16}") \
@@ -48,17 +54,28 @@ REGISTER_OP("QsgdEncode")
     .Doc("One frame of the gradient, as 64-bit words; an error frame if it cannot be encoded.");
 
 REGISTER_OP("QsgdToken")
-    .Input("frames: int64")  // so that the token is reduced only after the frames were exchanged
+    .Input("step: int64")  // changes, else TensorFlow would reduce a constant token once, while it optimizes
+                           // the graph
     .Input("shape: int64")
     .Output("token: float")
     .QSGD_TENSOR_ATTRS.SetShapeFn(token_shape)
     .Doc("What Horovod is to reduce in place of the gradient.");
 
+REGISTER_OP("QsgdAccept")
+    .Input("frame: int64")
+    .Input("reduced: float")
+    .Input("step: int64")
+    .Input("shape: int64")
+    .Output("accepted: int64")
+    .Output("factor: float")
+    .QSGD_TENSOR_ATTRS.SetShapeFn(accepted_shapes)
+    .Doc("This rank's frame, once the reduced token was found right, and the factor that the token tells.");
+
 REGISTER_OP("QsgdDecodeSum")
     .Input("frames: int64")
-    .Input("reduced: float")
+    .Input("factor: float")
     .Input("step: int64")
     .Input("shape: int64")
     .Output("sum: T")
     .QSGD_TENSOR_ATTRS.SetShapeFn(decoded_shape)
-    .Doc("The sum of all ranks' frames, times the factor that the reduced token tells.");
+    .Doc("The sum of all ranks' frames, times the factor.");

@@ -53,6 +53,15 @@ class TensorOp : public tensorflow::OpKernel {
         return qsgd_signature(operation_.c_str(), tensor_, count, dtype_);
     }
 
+    static uint32_t step_of(const tensorflow::Tensor& step) {
+        return static_cast<uint32_t>(step.scalar<int64_t>()());
+    }
+
+    // What the frames of all ranks must say.
+    qsgd_expectation expectation(const tensorflow::TensorShape& shape, const tensorflow::Tensor& step) const {
+        return {static_cast<uint64_t>(shape.num_elements()), tensor_, step_of(step), dtype_, 0};
+    }
+
     // For messages; as hvd_qsgd/steps.py has it.
     std::string what(const qsgd_expectation& expected) const {
         constexpr const char* kNames[] = {"", "float32", "float16", "bfloat16"};

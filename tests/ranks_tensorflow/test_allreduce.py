@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tftools as tt
-from rankcommon import RANK, SIZE, assert_all_raise, outcomes
+from rankcommon import RANK, SIZE, assert_all_raise, from_all_ranks, outcomes
 
 from hvd_qsgd import QSGDError
 from hvd_qsgd.tensorflow import QSGD
@@ -89,6 +89,7 @@ def test_others_are_left_to_horovod() -> None:
 
 
 def test_process_set() -> None:
+    """In a function, Horovod's tape calls the compressor on every rank; only those of the set run it."""
     everyone = tt.of_all_ranks(40, 50)[:: 2 if SIZE >= 4 else SIZE]
     compression = QSGD(process_set=tt.EVEN, name="even")
     if tt.EVEN.included():
@@ -97,6 +98,23 @@ def test_process_set() -> None:
     else:
         with pytest.raises(QSGDError, match="this rank is not in"):
             hvd.allreduce(tf.ones([40, 50]), compression=compression, process_set=tt.EVEN)
+    model = tt.Model(QSGD(process_set=tt.EVEN), process_set=tt.EVEN)
+    model.train(range(5))
+    members = 2 if SIZE >= 4 else 1
+    digests = from_all_ranks(tt.digest(model.weights))
+    assert len(set(digests[:: 2 if SIZE >= 4 else SIZE])) == 1
+    assert len(set(digests)) == SIZE - members + 1
+    assert model.compression.stats().steps == (5 if tt.EVEN.included() and members > 1 else 0)
+
+
+def test_a_process_set_that_the_compressor_does_not_have() -> None:
+    """Its ranks are told, and do not wait for frames of the others."""
+    compression = QSGD(name="another set")
+    run = tf.function(lambda tensor: hvd.allreduce(tensor, compression=compression, process_set=tt.EVEN))
+    found = outcomes(lambda: tt.EVEN.included() and run(tf.ones([40, 50])))
+    for rank, (kind, text) in enumerate(found):
+        assert kind == (REFUSED if rank in tt.EVEN.ranks else "")
+        assert kind == "" or f"over the {SIZE} ranks that exchange its frames" in text
 
 
 @pytest.mark.parametrize("op", ["Min", "Max", "Product", "Adasum"])
@@ -155,6 +173,11 @@ def test_ranks_at_different_steps_are_told_what_to_do() -> None:
         compression.load_state_dict({**state, "steps": 4})
     compression.load_state_dict(state)
     assert compression.state_dict() == {**state, "steps": {"#0": 0}}
+
+
+def test_reducescatter_is_refused() -> None:
+    words = f"returned {16 // SIZE} token entries instead of 16"
+    assert_all_raise(lambda: hvd.reducescatter(tf.ones([40, 50]), compression=QSGD()), words, kind=REFUSED)
 
 
 def test_ranks_with_different_tensors_are_told() -> None:
