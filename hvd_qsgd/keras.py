@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 if int(keras.__version__.split(".")[0]) < 3:
     raise ImportError(f"hvd_qsgd.keras is for Keras 3, and this is {keras.__version__}: use horovod.tensorflow.keras")
@@ -23,8 +21,14 @@ if keras.backend.backend() != "tensorflow":
         "set KERAS_BACKEND=tensorflow before Keras is imported"
     )
 
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
 from hvd_qsgd.errors import QSGDError
-from hvd_qsgd.tensorflow import QSGD, hvd
+from hvd_qsgd.tensorflow import QSGD  # says what is missing, if Horovod is
+
+# isort: split
+import horovod.tensorflow as hvd
 
 __all__ = ["QSGD", "BroadcastGlobalVariablesCallback", "DistributedOptimizer", "MetricAverageCallback"]
 
@@ -42,7 +46,7 @@ def DistributedOptimizer(  # noqa: N802
     """Let ``optimizer`` reduce gradients over all ranks before it applies them; call it in the same order on all ranks.
 
     It is ``optimizer`` itself that is returned: class and configuration stay, so that saved models load without
-    ``hvd_qsgd``. Call this for the optimizer of a loaded model again, and compile the model with it.
+    ``hvd_qsgd``. Call this again for the optimizer of a loaded model, or a copy, and compile the model with it.
     ``optimizer.compression`` is the compressor: ``tf.train.Checkpoint(model=model, optimizer=optimizer)`` saves both.
 
     With ``gradient_accumulation_steps``, gradients are reduced in each of the steps. For mixed precision, hand over
@@ -78,8 +82,7 @@ def DistributedOptimizer(  # noqa: N802
     }
     reduce = functools.partial(_reduce, f"hvd_qsgd.keras.{next(_numbers)}", allreduce)
     optimizer.compression = compression
-    # A partial, unlike a closure, is copied with the optimizer. It is a function that eager mode calls, too: all
-    # gradients are on their way at once.
+    # A function in eager mode too, so that all gradients are on their way at once.
     optimizer.apply = functools.partial(_apply, optimizer, tf.function(reduce, reduce_retracing=True, autograph=False))
     return optimizer
 
