@@ -86,7 +86,8 @@ class Record:
         if stats is None:
             sent: float = BYTES_PER_VALUE[self._options.compression] * parameters
         else:
-            sent = (stats.bytes_sent + stats.bytes_uncompressed) / steps
+            uncompressed = parameters - stats.coordinates / steps
+            sent = stats.bytes_sent / steps + BYTES_PER_VALUE["none"] * uncompressed
             values["stats"] = dataclasses.asdict(stats)
         if values["ranks"] == 1:
             sent = 0  # to whom?
