@@ -20,7 +20,7 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 from mnist_data import CLASSES, PIXELS, DataError, batches, load_mnist
 from options import parse_options, quantization
-from record import Record
+from record import Record, digest
 
 from hvd_qsgd import QSGDError
 from hvd_qsgd.tensorflow import QSGD
@@ -90,6 +90,7 @@ def train(options: argparse.Namespace) -> None:
             record.add_loss(float(train_step(train_images[batch], train_labels[batch])))
         record.end_epoch(mean_over_ranks(record.epoch_losses), accuracy(model, test_images, test_labels))
 
+    record.compare_replicas(hvd.allgather_object(digest(weight.numpy() for weight in model.weights)))
     parameters = sum(int(tf.size(weight)) for weight in model.weights)
     record.finish(parameters, compression.stats() if options.compression == "qsgd" else None)
 

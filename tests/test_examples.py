@@ -61,6 +61,8 @@ def test_quick_demo(framework, tmp_path):
         assert run["seconds_per_step"] > 0
     assert none["loss"][0] == qsgd["loss"][0], "they start from the same weights and the same images"
     assert none["loss"] != qsgd["loss"], "rounding changes something"
+    assert none["weights_sha256"] != qsgd["weights_sha256"]
+    assert out.count("the weights of all 2 ranks are equal bit for bit") == 2
     assert none["test_accuracy"][-1] == pytest.approx(qsgd["test_accuracy"][-1], abs=0.03)
     assert (none["bytes_per_step"], none["bits_per_coordinate"], none["compression_ratio"]) == (4 * PARAMETERS, 32, 1)
     # 4 bits each and 32 for the scale of every 512; little more for headers and the uncompressed biases.
