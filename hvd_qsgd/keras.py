@@ -160,9 +160,11 @@ def _called_by_loss_scaling(optimizer: Any) -> bool:
 def _reduce(name: str, allreduce: dict[str, Any], gradients: list[Any]) -> list[Any]:
     """What the ranks' gradients add up to; None stays None."""
     process_set = allreduce["process_set"]
-    if not process_set.included() or process_set.size() == 1:
+    alone = not process_set.included() or process_set.size() == 1
+    if alone or all(gradient is None for gradient in gradients):  # of which Keras complains
         return gradients
-    return [_allreduce(f"{name}.{k}", allreduce, gradient) for k, gradient in enumerate(gradients)]
+    reduced = [_allreduce(f"{name}.{k}", allreduce, gradient) for k, gradient in enumerate(gradients)]
+    return tf.tuple(reduced)  # type: ignore[no-any-return]  # if one cannot be reduced, none is applied
 
 
 def _allreduce(name: str, how: dict[str, Any], gradient: Any) -> Any:

@@ -92,10 +92,10 @@ def loss_of(model: Any, step: int, rank: int) -> Any:
     return kt.loss()(labels, model(inputs))
 
 
-@pytest.mark.parametrize("compression", [None, QSGD])
-def test_gradient_accumulation(compression: Any) -> None:
+@pytest.mark.parametrize("qsgd", [False, True])
+def test_gradient_accumulation(qsgd: bool) -> None:
     """Every second step applies the mean of two steps' means."""
-    model = kt.compiled(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), compression)
+    model = kt.compiled(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), QSGD(bits=8) if qsgd else None)
     start = model.get_weights()
     model.train_on_batch(*kt.data(0))
     assert tt.digest(model.get_weights()) == tt.digest(start)
@@ -107,11 +107,8 @@ def test_gradient_accumulation(compression: Any) -> None:
     tt.assert_replicas_equal(kt.state(model))
     for k, (weight, before) in enumerate(zip(model.get_weights(), start)):
         mean = (gradients[0][k] + gradients[1][k]) / 2
-        if compression is None:
-            np.testing.assert_allclose(weight, before - 0.1 * mean, rtol=0, atol=1e-6)
-        else:
-            error = np.linalg.norm(weight - before + 0.1 * mean) / np.linalg.norm(0.1 * mean)
-            assert error < (0.4 if weight.ndim == 2 else 1e-5)  # biases are not compressed
+        error = np.linalg.norm(weight - before + 0.1 * mean) / np.linalg.norm(0.1 * mean)
+        assert error < (0.03 if qsgd and weight.ndim == 2 else 1e-5)  # biases are not compressed
 
 
 @pytest.mark.parametrize("eager", [False, True])
