@@ -73,6 +73,8 @@ def DistributedOptimizer(  # noqa: N802
         compression = hvd.Compression.none
     elif compression is QSGD:
         compression = QSGD(process_set=process_set)
+    elif not hasattr(compression, "compress"):
+        raise QSGDError(f"compression={compression!r} is neither a QSGD nor one of horovod.tensorflow.Compression")
     allreduce = {
         "compression": compression,
         "op": op,

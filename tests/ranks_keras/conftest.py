@@ -1,7 +1,6 @@
 """Tests of Keras 3 inside ranks; see tests/ranks/conftest.py.
 
-By hand: HVD_QSGD_IN_RANKS=1 PYTHONPATH=.:tests .venv/bin/python tools/launch.py -n 2 -m pytest tests/ranks_keras
--p no:cacheprovider -x -q
+One of them: HVD_QSGD_RANK_TESTS=broadcast .venv/bin/python -m pytest tests/test_ranks.py -k keras
 """
 
 from __future__ import annotations

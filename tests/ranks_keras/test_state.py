@@ -186,6 +186,8 @@ def test_mistakes() -> None:
             DistributedOptimizer(twice)
     with pytest.raises(QSGDError, match="is not an optimizer of Keras 3"):
         DistributedOptimizer("sgd")
+    with pytest.raises(QSGDError, match="compression='fp16' is neither"):
+        DistributedOptimizer(keras.optimizers.SGD(0.1), compression="fp16")
     with pytest.raises(QSGDError, match="gradient_predivide_factor"):
         DistributedOptimizer(keras.optimizers.SGD(0.1), op=hvd.Sum, gradient_predivide_factor=2.0)
     unbuilt = keras.Sequential([keras.layers.Dense(3)])
