@@ -31,7 +31,7 @@ class DemoError(Exception):
 def parse_options() -> argparse.Namespace:
     frameworks = sorted(path.name.removesuffix("_mnist.py") for path in EXAMPLES.glob("*_mnist.py"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False)
-    parser.add_argument("--framework", choices=frameworks, default="torch")
+    parser.add_argument("--framework", choices=frameworks, default="torch", help="default: torch")
     parser.add_argument("--np", type=positive, default=2, metavar="N", help="ranks (default: 2)")
     parser.add_argument(
         "--bits", type=int, choices=range(2, 9), default=4, metavar="B", help="of QSGD: 2 to 8 (default: 4)"

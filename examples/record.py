@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,11 @@ from hvd_qsgd.stats import Stats
 
 SECONDS_BETWEEN_LINES = 10.0
 BYTES_PER_VALUE = {"none": 4, "fp16": 2}
+
+
+def digest(weights: Iterable[NDArray[np.float32]]) -> str:
+    """SHA-256 of all weights' bytes."""
+    return hashlib.sha256(b"".join(array.tobytes() for array in weights)).hexdigest()
 
 
 class Record:
@@ -79,6 +85,13 @@ class Record:
             f"test accuracy {accuracy:.2%}, {self.values['seconds_training']:.0f} s of training so far"
         )
 
+    def compare_replicas(self, digests: list[str]) -> None:
+        """Every rank's ``digest`` of its weights: they must be equal bit for bit."""
+        self.values["weights_sha256"] = digests[0]
+        if len(set(digests)) != 1:
+            raise RuntimeError(f"the ranks' weights differ: {digests}")
+        self.say(f"the weights of all {len(digests)} ranks are equal bit for bit: sha256 {digests[0][:16]}...")
+
     def finish(self, parameters: int, stats: Stats | None) -> None:
         """Add what was sent; on rank 0 say it, and write the file. ``stats``: of QSGD, else None."""
         values = self.values
@@ -86,7 +99,8 @@ class Record:
         if stats is None:
             sent: float = BYTES_PER_VALUE[self._options.compression] * parameters
         else:
-            sent = (stats.bytes_sent + stats.bytes_uncompressed) / steps
+            uncompressed = parameters - stats.coordinates / steps
+            sent = stats.bytes_sent / steps + BYTES_PER_VALUE["none"] * uncompressed
             values["stats"] = dataclasses.asdict(stats)
         if values["ranks"] == 1:
             sent = 0  # to whom?

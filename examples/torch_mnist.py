@@ -18,7 +18,7 @@ import horovod.torch as hvd
 import torch
 from mnist_data import CLASSES, PIXELS, DataError, batches, load_mnist
 from options import parse_options, quantization
-from record import Record
+from record import Record, digest
 from torch import nn
 
 from hvd_qsgd import QSGDError
@@ -73,6 +73,8 @@ def train(options: argparse.Namespace) -> None:
             record.add_loss(loss.item())
         record.end_epoch(mean_over_ranks(record.epoch_losses), accuracy(model, test_images, test_labels))
 
+    weights = digest(parameter.detach().numpy() for parameter in model.parameters())
+    record.compare_replicas(hvd.allgather_object(weights))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     record.finish(parameters, compression.stats() if options.compression == "qsgd" else None)
 

@@ -37,18 +37,21 @@ def run_demo(*arguments, timeout=DEMO_SECONDS):
 
 
 @pytest.mark.ranks
-@pytest.mark.torch
 @pytest.mark.slow
-def test_quick_demo(tmp_path):
-    pytest.importorskip("horovod.torch")
+@pytest.mark.parametrize(
+    "framework",
+    [pytest.param("torch", marks=pytest.mark.torch), pytest.param("tensorflow", marks=pytest.mark.tensorflow)],
+)
+def test_quick_demo(framework, tmp_path):
+    pytest.importorskip(f"horovod.{framework}")
     try:
         mnist_data.find_mnist(None)
     except mnist_data.DataError as error:
         pytest.skip(str(error))
-    status, out, err = run_demo("--quick", "--np", "2", "--output-dir", str(tmp_path))
+    status, out, err = run_demo("--framework", framework, "--quick", "--np", "2", "--output-dir", str(tmp_path))
     assert status == 0, out + err
 
-    none, qsgd = (json.loads((tmp_path / f"torch-{name}.json").read_text()) for name in ("none", "qsgd"))
+    none, qsgd = (json.loads((tmp_path / f"{framework}-{name}.json").read_text()) for name in ("none", "qsgd"))
     for run in (none, qsgd):
         assert run["ranks"] == 2
         assert run["parameters"] == PARAMETERS
@@ -58,14 +61,16 @@ def test_quick_demo(tmp_path):
         assert run["seconds_per_step"] > 0
     assert none["loss"][0] == qsgd["loss"][0], "they start from the same weights and the same images"
     assert none["loss"] != qsgd["loss"], "rounding changes something"
+    assert none["weights_sha256"] != qsgd["weights_sha256"]
+    assert out.count("the weights of all 2 ranks are equal bit for bit") == 2
     assert none["test_accuracy"][-1] == pytest.approx(qsgd["test_accuracy"][-1], abs=0.03)
     assert (none["bytes_per_step"], none["bits_per_coordinate"], none["compression_ratio"]) == (4 * PARAMETERS, 32, 1)
     # 4 bits each and 32 for the scale of every 512; little more for headers and the uncompressed biases.
     assert 4 + 32 / 512 < qsgd["bits_per_coordinate"] < 4.2
     assert qsgd["compression_ratio"] == pytest.approx(32 / qsgd["bits_per_coordinate"])
 
-    assert (tmp_path / "torch.png").read_bytes().startswith(b"\x89PNG\r\n")
-    assert str(tmp_path / "torch.png") in out
+    assert (tmp_path / f"{framework}.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert str(tmp_path / f"{framework}.png") in out
     lines = out.splitlines()
     (uncompressed,) = (line.split() for line in lines if line.startswith("uncompressed"))
     (quantized,) = (line.split() for line in lines if line.startswith("QSGD 4 bits"))
