@@ -40,10 +40,14 @@ def run_demo(*arguments, timeout=DEMO_SECONDS):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "framework",
-    [pytest.param("torch", marks=pytest.mark.torch), pytest.param("tensorflow", marks=pytest.mark.tensorflow)],
+    [
+        pytest.param("torch", marks=pytest.mark.torch),
+        pytest.param("tensorflow", marks=pytest.mark.tensorflow),
+        pytest.param("keras", marks=pytest.mark.tensorflow),
+    ],
 )
 def test_quick_demo(framework, tmp_path):
-    pytest.importorskip(f"horovod.{framework}")
+    pytest.importorskip(f"horovod.{'tensorflow' if framework == 'keras' else framework}")
     try:
         mnist_data.find_mnist(None)
     except mnist_data.DataError as error:

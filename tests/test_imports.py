@@ -46,9 +46,7 @@ def test_every_module_is_accounted_for() -> None:
     package = ROOT / "hvd_qsgd"
     found = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py")}
     found = {name.removesuffix(".__init__") for name in found} - {"__init__"}
-    assert {name for name in found if name.split(".")[0] not in ("torch", "tensorflow", "tensorflow_ops")} == set(
-        FREE_OF_FRAMEWORKS
-    )
+    assert found - {"torch", "tensorflow", "tensorflow_ops", "keras"} == set(FREE_OF_FRAMEWORKS)
 
 
 def test_using_the_package_imports_no_framework() -> None:
@@ -106,6 +104,31 @@ def test_the_tensorflow_frontend_says_what_is_missing() -> None:
     code += "except ImportError as error: assert 'Horovod built for TensorFlow' in str(error)\n"
     code += "else: raise SystemExit('imported')"
     imported_by(code)
+
+
+@pytest.mark.tensorflow
+def test_the_keras_frontend_imports_no_other_framework() -> None:
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("there is no TensorFlow")
+    modules = imported_by("import hvd_qsgd.keras")
+    assert {"keras", "horovod.tensorflow"} <= modules
+    assert not modules.intersection({"torch", "mpi4py", "horovod.torch", "tf_keras"})
+
+
+@pytest.mark.tensorflow
+def test_the_keras_frontend_says_which_keras_it_is_for() -> None:
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("there is no TensorFlow")
+    code = "import keras, types\n"
+    code += "def refused(fake, words):\n"
+    code += "    sys.modules['keras'] = fake\n"
+    code += "    try: import hvd_qsgd.keras\n"
+    code += "    except ImportError as error: assert words in str(error), error\n"
+    code += "    else: raise SystemExit('imported')\n"
+    code += "backend = types.SimpleNamespace(backend=lambda: 'jax')\n"
+    code += "refused(types.SimpleNamespace(__version__='3.1.0', backend=backend), 'set KERAS_BACKEND=tensorflow')\n"
+    code += "refused(types.SimpleNamespace(__version__='2.15.0'), 'use horovod.tensorflow.keras')\n"
+    assert "horovod" not in imported_by(code)
 
 
 def test_mpi_says_what_is_missing() -> None:

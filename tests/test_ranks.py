@@ -16,7 +16,9 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-RANKS, RANKS_TENSORFLOW = Path(__file__).with_name("ranks"), Path(__file__).with_name("ranks_tensorflow")
+RANKS, RANKS_TENSORFLOW, RANKS_KERAS = (
+    Path(__file__).with_name(name) for name in ("ranks", "ranks_tensorflow", "ranks_keras")
+)
 PATIENCE = {"OMPI_MCA_mpi_yield_when_idle": "1", "OMP_NUM_THREADS": "1", "HVD_QSGD_NUM_THREADS": "1"}
 
 pytestmark = pytest.mark.ranks
@@ -82,7 +84,7 @@ def run(command: list[str], env: dict[str, str], timeout: float) -> Ended:
     return ended
 
 
-def run_inside(np: int, directory: Path) -> None:
+def run_inside(np: int, directory: Path, **extra: str) -> None:
     """Run the directory's tests inside np ranks."""
     pytest_args = [
         "-m",
@@ -99,7 +101,7 @@ def run_inside(np: int, directory: Path) -> None:
     pytest_args += ["--timeout=0", "--durations=6"]  # hanging tests are seen to by tests/rankhooks.py
     only = os.environ.get("HVD_QSGD_RANK_TESTS", "")  # a -k expression
     command, env = launch().mpirun_command(np, [*pytest_args, *(["-k", only] if only else [])])
-    ended = run(command, {**env, "HVD_QSGD_IN_RANKS": "1", "TF_USE_LEGACY_KERAS": "1"}, timeout=500)
+    ended = run(command, {**env, "HVD_QSGD_IN_RANKS": "1", **extra}, timeout=500)
     status, passed = ended.status, ended.output.count(" passed")
     assert status is not None, "the ranks hang"
     assert (status, passed) == (0, np)
@@ -117,7 +119,15 @@ def test_inside_ranks(np: int) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("np", [2, 4])
 def test_tensorflow_inside_ranks(np: int) -> None:
-    run_inside(np, RANKS_TENSORFLOW)
+    run_inside(np, RANKS_TENSORFLOW, TF_USE_LEGACY_KERAS="1")
+
+
+@pytest.mark.slow
+@needs_tensorflow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("np", [2, 4])
+def test_keras_3_inside_ranks(np: int) -> None:
+    run_inside(np, RANKS_KERAS)
 
 
 @pytest.mark.slow
