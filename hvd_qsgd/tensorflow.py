@@ -199,7 +199,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         shape = tensor.shape
         if tensor.dtype not in WIRE_DTYPES or self._skip(None, tensor):
             return False
-        if not tf.executing_eagerly() and self._process_set.included() is False:
+        if not tf.executing_eagerly() and hvd.is_initialized() and self._process_set.included() is False:
             return False  # Horovod's optimizers trace this on other ranks as well, to run it on none of them
         dimensions = 2 if shape.rank is None else shape.rank
         count = shape.num_elements()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from typing import Any
 
 import numpy as np
@@ -99,3 +101,18 @@ def test_sealed_error_frames_are_the_references(text: str) -> None:
     frame = native.error_frame(make_spec(3, levels=7, bucket_size=2, dtype="float16", rank=4, seed=5, **WHERE), text)
     assert frame == ref.error_frame(text, count=3, dtype="float16", rank=4, **WHERE)
     assert hvd_qsgd.inspect(frame).coded_bytes <= 96 + 1024
+
+
+def test_texts_and_error_frames_that_do_not_fit() -> None:
+    """A text is cut, a frame is not written."""
+    library, spec = native.library(), make_spec(3, levels=7, bucket_size=2)
+    frame, size = np.full(112, 7, np.uint8), native.c_uint64()
+    write = functools.partial(library.qsgd_error_frame, ctypes.byref(spec), b"no")
+    assert native.status_text(write(frame.ctypes.data, 111, ctypes.byref(size))) == "the frame's buffer is too small"
+    assert (frame == 7).all()
+    assert write(frame.ctypes.data, 112, ctypes.byref(size)) == native.OK
+    assert size.value == 112
+    text = ctypes.create_string_buffer(b"x" * 30)
+    library.qsgd_explain_token(40, 8, 2, b"tensor 'w'", text, 20)
+    assert text.value == b"the reduction of te"
+    assert text.raw[20:30] == b"x" * 10

@@ -66,9 +66,9 @@ def main() -> int:
     parser.add_argument("-n", type=int, default=2, metavar="RANKS")
     parser.add_argument("--horovodrun", action="store_true", help="instead of mpirun")
     parser.add_argument("python_args", nargs=argparse.REMAINDER, help="script and its arguments")
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()  # options: of Python, such as -m
     build = horovodrun_command if args.horovodrun else mpirun_command
-    command, env = build(args.n, args.python_args)
+    command, env = build(args.n, [*options, *args.python_args])
     return subprocess.run(command, env=env, check=False).returncode
 
 

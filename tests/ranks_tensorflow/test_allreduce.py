@@ -209,6 +209,19 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
         QSGD(name="elastic").compress(tf.ones([40, 50]))
 
 
+def test_frames_meet_whatever_scope_they_are_in() -> None:
+    """use_generic_names= of the tape asks Horovod for that; the frames do it always."""
+    compression = QSGD(name="scopes")
+
+    @tf.function
+    def run(tensor: Any) -> Any:
+        with tf.name_scope(f"scope_of_rank_{RANK}"):
+            return hvd.allreduce(tensor, compression=compression, name="scoped", ignore_name_scope=True)
+
+    everyone = tt.of_all_ranks(40, 50)
+    assert tt.same_bits(run(tf.constant(everyone[RANK])), tt.decoded(everyone, name="scopes"))
+
+
 def test_xla_is_refused_at_once() -> None:
     run = tf.function(lambda tensor: hvd.allreduce(tensor, compression=QSGD), jit_compile=True)
     assert_all_raise(lambda: run(tf.ones([40, 50])), "Detected unsupported operations", "QsgdEncode", kind=REFUSED)
