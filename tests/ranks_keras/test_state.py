@@ -39,6 +39,7 @@ def test_a_checkpoint_continues_bit_for_bit(tmp_path: Path, before: int) -> None
     assert other.optimizer.compression.state_dict()["steps"]["#0"] == 8
 
 
+@kt.on_two_ranks
 def test_a_saved_model_continues_bit_for_bit(tmp_path: Path) -> None:
     """With what the compressor's state_dict() says."""
     one = kt.compiled(keras.optimizers.Adam(0.01), QSGD(seed=5))
@@ -66,6 +67,7 @@ model.fit(numpy.ones((16, 48)), numpy.zeros(16), verbose=0)
 """
 
 
+@kt.on_two_ranks
 def test_a_saved_model_needs_no_hvd_qsgd(tmp_path: Path) -> None:
     model = kt.compiled(keras.optimizers.Adam(0.01), QSGD(), kind=keras.Sequential)
     kt.train(model, range(4))
