@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -105,7 +106,7 @@ def _bytes_of(frame: Any) -> Array:
     """The bytes of a frame, wherever they are, without a copy."""
     try:
         data = memoryview(frame).cast("B")
-    except TypeError:
+    except (TypeError, ValueError):
         raise QSGDError(
             f"a frame is bytes, a bytearray or a contiguous memoryview, not {type(frame).__name__}"
         ) from None
@@ -115,9 +116,12 @@ def _bytes_of(frame: Any) -> Array:
 
 def _number(name: str, value: Any) -> float:
     try:
-        return float(value) if isinstance(value, numbers.Real) else _no_number(name, value)
+        number = float(value) if isinstance(value, numbers.Real) else _no_number(name, value)
     except OverflowError:
         return _no_number(name, value)
+    if math.isfinite(number) and abs(number) >= 2.0**128:
+        return _no_number(name, value)
+    return number
 
 
 def _no_number(name: str, value: Any) -> NoReturn:
@@ -134,8 +138,10 @@ def as_gradient(array: npt.ArrayLike) -> tuple[Array, str]:
     """``array`` as contiguous values that the kernels read, and their dtype's name on the wire."""
     try:
         values = np.asarray(array)
-    except ValueError as error:
+    except Exception as error:  # of whatever the object does when it is asked for an array
         raise QSGDError(f"this is no array: {error}") from None
+    if isinstance(array, np.ma.MaskedArray):
+        raise QSGDError("masked arrays cannot be encoded: fill the masked values first, with array.filled(0)")
     if values.dtype == np.float64:
         with np.errstate(over="ignore"):  # beyond float32's range: infinite, and so reported as NaN
             values = values.astype(np.float32)

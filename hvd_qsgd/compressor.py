@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from typing import Any, Callable, NamedTuple, TypeVar
 
 from hvd_qsgd import frames, native, wire
-from hvd_qsgd.config import DEFAULT_MIN_SIZE, Quantization, whole_number
+from hvd_qsgd.config import DEFAULT_MIN_SIZE, Quantization, encodable, whole_number
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.stats import Stats
 from hvd_qsgd.steps import STEPS, Slot, Steps, Ticket, operation_prefix, tensor_id
@@ -49,7 +49,7 @@ class Options:
     def __post_init__(self) -> None:
         whole_number("min_size", self.min_size, 0, 2**63)
         whole_number("seed", self.seed, 0, 2**64 - 1)
-        if self.name is not None and (not isinstance(self.name, str) or not self.name):
+        if self.name is not None and not (isinstance(self.name, str) and self.name and encodable(self.name)):
             raise QSGDError(f"name={self.name!r} is not a text: give a name that is the same on all ranks, or None")
         if not isinstance(self.measure_error, bool):
             raise QSGDError(f"measure_error={self.measure_error!r} is neither True nor False")
@@ -93,14 +93,14 @@ class Compressor:
                 self._begin_step(ranks())
                 slot = self._slot(name, count, dtype)
             steps.opened += 1
-            slot.spec.step = slot.expected.step = steps.step
+            slot.spec.step = slot.expected.step = slot.step_after(steps.step)
             return Ticket(slot, steps)
 
     def _begin_step(self, ranks: Ranks) -> None:
         if self.steps.opened:
             self.steps.begin()
         self.stats.steps += 1
-        if ranks != self._ranks or len(self._slots) > MAX_SLOTS:
+        if ranks != self._ranks:
             self._slots.clear()
             self._ranks = ranks
         if self._prefix is None:
@@ -110,6 +110,8 @@ class Compressor:
         key = (self.steps.opened if name is None else name, count, dtype)
         slot = self._slots.get(key)
         if slot is None:
+            if len(self._slots) >= MAX_SLOTS:
+                self._slots.clear()
             slot = self._slots[key] = self._new_slot(f"#{self.steps.opened}" if name is None else name, count, dtype)
         if slot.quantization is not self.quantization:
             self._requantize(slot)
@@ -145,7 +147,7 @@ class Compressor:
             native.encode(slot.spec, gradient, address, size)
             ticket.encoded = True
         except Exception as error:  # whatever it is: without a frame of this rank the others would wait for ever
-            buffer, size = self._error_frame(slot, str(error), allocate)
+            return self.refuse(ticket, error, allocate)
         stats = self.stats
         stats.tensors_compressed += 1
         stats.coordinates += slot.spec.count
@@ -154,11 +156,12 @@ class Compressor:
         stats.seconds_encode += time.perf_counter() - start
         return buffer
 
-    def _error_frame(self, slot: Slot, text: str, allocate: Callable[[int], tuple[Buffer, int]]) -> tuple[Buffer, int]:
-        frame = native.error_frame(slot.spec, text)
+    def refuse(self, ticket: Ticket, why: Exception, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
+        """An error frame: ``decode`` raises ``why`` on every rank."""
+        frame = native.error_frame(ticket.slot.spec, str(why) or type(why).__name__)
         buffer, address = allocate(len(frame))
         ctypes.memmove(address, frame, len(frame))
-        return buffer, len(frame)
+        return buffer
 
     def token(self, ticket: Ticket) -> list[float]:
         """What Horovod reduces in place of the gradient; it is the same in every step."""
@@ -170,8 +173,8 @@ class Compressor:
         slot: Slot = ticket.slot
         if not ticket.close():
             raise QSGDError(
-                f"{slot} is decompressed twice, or after the compressor's state was loaded: every compress() is for "
-                "one decompress()"
+                f"{slot} is decompressed twice, or after the compressor's state was loaded, or its parameter was "
+                "compressed again meanwhile (is it in two optimizers?): every compress() is for one decompress()"
             )
         if slot.accepted is None or slot.accepted[0] != reduced:
             slot.accepted = reduced, native.token_factor(reduced, slot.size, slot.signature, str(slot))
@@ -223,7 +226,9 @@ def read_state(state: dict[str, Any], position: str) -> tuple[Quantization, int,
             raise QSGDError("levels=None: a state says how many levels there are")
         fields = {name: state[name] for name in ("levels", "bucket_size", "norm", "codec")}
         where = state[position]
-    except (KeyError, TypeError) as error:
+    except QSGDError:
+        raise
+    except Exception as error:  # of whatever was passed
         raise QSGDError(
             f"this is not a state of a QSGD compressor: {error!r}; pass what state_dict() returned"
         ) from error

@@ -83,6 +83,11 @@ def whole_number(name: str, value: Any, low: int, high: int, also: str = "") -> 
     return number
 
 
+def encodable(text: str) -> bool:
+    """Whether ``text`` can be sent: not with half of a surrogate pair, as names of files may have."""
+    return text == text.encode("utf-8", "ignore").decode()
+
+
 def _resolve_levels(bits: IntOrNone, levels: IntOrNone, codec: str, limit: int) -> int:
     if bits is not None and levels is not None:
         raise QSGDError(f"bits={bits!r} and levels={levels!r} say the same thing twice: give one of them")

@@ -11,6 +11,7 @@ from hvd_qsgd.arrays import as_gradient, from_wire, wire_array
 from hvd_qsgd.compressor import Compressor, Options, Ranks
 from hvd_qsgd.config import DEFAULT_BUCKET_SIZE, Quantization
 from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.steps import Ticket
 from hvd_qsgd.transport.mpi import MpiTransport, import_mpi
 
 Array = npt.NDArray[Any]
@@ -48,22 +49,35 @@ def allreduce(
             rank could
             not encode.
     """
-    if op not in ("average", "sum"):
-        raise QSGDError(f"op={op!r} is unknown: use 'average' or 'sum'")
-    quantization = Quantization.create(bits, levels, bucket_size, norm, codec)
-    options = Options(min_size=0, seed=seed)
-    original = np.asarray(array)
-    gradient, dtype = as_gradient(original)
     transport, call = _next_call(import_mpi().COMM_WORLD if comm is None else comm)
-    core = Compressor(quantization, options)
-    core.steps.begin(call)
-    ticket = core.open(op, gradient.size, dtype, lambda: Ranks(transport.rank, transport.size, "mpi"))
+    try:
+        if not isinstance(op, str) or op not in ("average", "sum"):
+            raise QSGDError(f"op={op!r} is unknown: use 'average' or 'sum'")
+        core = Compressor(Quantization.create(bits, levels, bucket_size, norm, codec), Options(min_size=0, seed=seed))
+        gradient, dtype = as_gradient(array)
+    except Exception as error:
+        _tell_all(transport, call, error)
+        raise
+    ticket = _open(core, transport, call, op, gradient.size, dtype)
     words = core.encode(ticket, gradient.ctypes.data, _allocate_frame)
     gathered = transport.allgather(words, ticket.slot.operation, 0).wait()
     result = wire_array(gradient.size, dtype)
     factor = 1.0 / transport.size if op == "average" else 1.0
     core.decode(ticket, gathered.ctypes.data, gathered.nbytes, factor, result.ctypes.data)
+    original = np.asarray(array)
     return from_wire(result, dtype).reshape(original.shape).astype(original.dtype, copy=False)
+
+
+def _open(core: Compressor, transport: MpiTransport, call: int, op: str, count: int, dtype: str) -> Ticket:
+    core.steps.begin(call)
+    return core.open(op, count, dtype, lambda: Ranks(transport.rank, transport.size, "mpi"))
+
+
+def _tell_all(transport: MpiTransport, call: int, error: Exception) -> None:
+    """Take part with an error frame: the other ranks made this call and wait."""
+    core = Compressor(Quantization.create(), Options())
+    ticket = _open(core, transport, call, "average", 0, "float32")
+    transport.allgather(core.refuse(ticket, error, _allocate_frame), ticket.slot.operation, 0).wait()
 
 
 def _allocate_frame(size: int) -> tuple[npt.NDArray[np.int64], int]:
@@ -85,7 +99,7 @@ def _next_call(comm: Any) -> tuple[MpiTransport, int]:
     if not isinstance(comm, mpi.Intracomm) or comm == mpi.COMM_NULL:
         raise QSGDError(f"comm={comm!r} is not an intracommunicator of mpi4py")
     if _keyval is None:
-        _keyval = mpi.Comm.Create_keyval()
+        _keyval = mpi.Comm.Create_keyval(delete_fn=lambda comm, keyval, calls: calls.transport.comm.Free())
     calls = comm.Get_attr(_keyval)
     if calls is None:
         calls = _Calls(comm)

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_uint8, c_uint32, c_uint64, c_void_p
 from typing import Any
@@ -18,6 +19,8 @@ from hvd_qsgd.errors import QSGDError
 ABI_VERSION = 2
 LIBRARY_VARIABLE = "HVD_QSGD_LIBRARY"
 THREADS_VARIABLE = "HVD_QSGD_NUM_THREADS"
+ISA_VARIABLE = "HVD_QSGD_ISA"
+ISAS = ("avx512", "avx2", "baseline")
 # How launchers tell a process how many ranks share its machine.
 LOCAL_SIZE_VARIABLES = (
     "OMPI_COMM_WORLD_LOCAL_SIZE",
@@ -26,6 +29,8 @@ LOCAL_SIZE_VARIABLES = (
     "PMI_LOCAL_SIZE",
     "SLURM_NTASKS_PER_NODE",
 )
+
+_NUMBER = re.compile("[0-9]{1,9}")
 
 OK = 0
 ERROR_FRAME = 21
@@ -202,12 +207,12 @@ def default_threads() -> int:
     """``HVD_QSGD_NUM_THREADS``, or this process's share of the processors its ranks may use."""
     wanted = os.environ.get(THREADS_VARIABLE)
     if wanted:
-        if not wanted.isdigit() or int(wanted) < 1:
+        if not _NUMBER.fullmatch(wanted) or int(wanted) < 1:
             raise QSGDError(f"{THREADS_VARIABLE}={wanted!r} is not a positive whole number; set it to one or unset it")
         return int(wanted)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local_sizes = (os.environ.get(name, "") for name in LOCAL_SIZE_VARIABLES)
-    ranks = next((int(size) for size in local_sizes if size.isdigit() and int(size) > 0), 1)
+    ranks = next((int(size) for size in local_sizes if _NUMBER.fullmatch(size) and int(size) > 0), 1)
     return max(1, processors // ranks)
 
 
@@ -222,7 +227,10 @@ def library() -> ctypes.CDLL:
             f"the kernel library cannot be loaded ({error}); run `make kernels` in a checkout, or `pip install` the "
             "package again"
         ) from error
-    version = loaded.qsgd_abi_version()
+    isa = os.environ.get(ISA_VARIABLE)
+    if isa and isa not in ISAS:
+        raise QSGDError(f"{ISA_VARIABLE}={isa!r} is unknown: set it to {', '.join(ISAS)}, or unset it")
+    version = loaded.qsgd_abi_version() if hasattr(loaded, "qsgd_abi_version") else None
     if version != ABI_VERSION:
         raise QSGDError(
             f"{path} has ABI version {version}, this package needs {ABI_VERSION}; build it again (`make kernels`)"

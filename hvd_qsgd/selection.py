@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Iterable
 from typing import Any, Callable, Union
 
+from hvd_qsgd.config import encodable
 from hvd_qsgd.errors import QSGDError
 
 Predicate = Callable[[Union[str, None], Any], bool]
@@ -22,6 +23,12 @@ class ParameterNames:
             raise QSGDError(
                 "named_parameters= takes pairs of a name and a parameter: pass model.named_parameters()"
             ) from error
+        for name, parameter in self._named:
+            if not hasattr(parameter, "grad") or not encodable(name):
+                raise QSGDError(
+                    f"named_parameters= has {(name, parameter)!r}, which is no pair of a name and a parameter: pass "
+                    "model.named_parameters()"
+                )
         names = [name for name, _ in self._named]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -20,8 +20,8 @@ class Slot:
     """What stays the same about one tensor from step to step, and must be the same on all ranks."""
 
     __slots__ = (
-        "accepted", "carrier", "dtype", "expected", "frame_bytes", "name", "operation", "quantization", "signature",
-        "size", "spec",
+        "accepted", "carrier", "dtype", "expected", "frame_bytes", "last_step", "name", "operation", "quantization",
+        "signature", "size", "spec",
     )  # fmt: skip
 
     def __init__(self, name: str, operation: str, dtype: str, spec: native.Spec, size: int) -> None:
@@ -36,6 +36,12 @@ class Slot:
         self.accepted: tuple[list[float], float] | None = None  # a reduced token that was found right, and its factor
         self.quantization: Any = None  # that frame_bytes is for
         self.frame_bytes = 0
+        self.last_step = -1
+
+    def step_after(self, step: int) -> int:
+        """The tensor's next step: ``step``, or a later one if it had that already: no random numbers are used twice."""
+        self.last_step = max(step, self.last_step + 1)
+        return self.last_step
 
     def __str__(self) -> str:
         return f"tensor {self.name!r} ({self.spec.count} x {self.dtype}, step {self.spec.step})"

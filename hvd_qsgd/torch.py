@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Iterable
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import torch
 
@@ -17,6 +16,7 @@ except ImportError as _error:
         "hvd_qsgd.torch needs Horovod built for PyTorch, which cannot be imported here: see README.md"
     ) from _error
 
+from hvd_qsgd import native
 from hvd_qsgd.compressor import Compressor, Options, Ranks
 from hvd_qsgd.config import DEFAULT_BUCKET_SIZE, DEFAULT_MIN_SIZE, Quantization
 from hvd_qsgd.errors import QSGDError
@@ -29,13 +29,27 @@ from hvd_qsgd.transport.mpi import MpiTransport, import_mpi
 
 Tensor = torch.Tensor
 
-# What a gradient is encoded as; float64 travels as float32.
+
+class _Wire(NamedTuple):
+    """What a gradient is encoded as."""
+
+    original: torch.dtype
+    carrier: torch.dtype
+    dtype: str
+
+
+# float64 travels as float32.
 WIRE_DTYPES = {
-    torch.float32: (torch.float32, "float32"),
-    torch.float16: (torch.float16, "float16"),
-    torch.bfloat16: (torch.bfloat16, "bfloat16"),
-    torch.float64: (torch.float32, "float32"),
+    wire.original: wire
+    for wire in (
+        _Wire(torch.float32, torch.float32, "float32"),
+        _Wire(torch.float16, torch.float16, "float16"),
+        _Wire(torch.bfloat16, torch.bfloat16, "bfloat16"),
+        _Wire(torch.float64, torch.float32, "float32"),
+    )
 }
+# A shape that no gradient has, so that ranks of which only one compresses are told by Horovod.
+TOKEN_SHAPE = (native.TOKEN_LENGTH, 1, 1, 1, 1, 1, 1)
 # No fixed-width frame of n elements is longer than this many bytes: a scale and a code for each element.
 BYTES_PER_ELEMENT, BYTES_PER_FRAME = 5, 512
 
@@ -92,9 +106,18 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
     ) -> None:
         quantization = Quantization.create(bits, levels, bucket_size, norm, codec)
         self._core = Compressor(quantization, Options(min_size, seed, name, measure_error))
+        named_parameters = None if named_parameters is None else list(named_parameters)
         self._names = None if named_parameters is None else ParameterNames(named_parameters)
         self._skip = make_skip(skip, have_names=self._names is not None)
         self._transport = _Transport(transport, process_set)
+        self._others = {
+            "named_parameters": named_parameters, "min_size": min_size, "skip": skip, "name": name,
+            "process_set": process_set, "transport": transport, "measure_error": measure_error,
+        }  # fmt: skip
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or what comes out of a pickle, goes on from the same state; what is on its way stays here."""
+        return _rebuild, (type(self), self._others, self.state_dict())
 
     @property
     def levels(self) -> int:
@@ -112,25 +135,23 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         wire = self._wire(name, tensor)
         if wire is None:
             return self._carry(tensor)
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise QSGDError("QSGD cannot be differentiated: reduce tensor.detach(), or call it under torch.no_grad()")
-        if not tensor.is_cpu:
-            raise QSGDError(
-                f"this hvd_qsgd compresses CPU gradients only, not those on {tensor.device}: move the model to the CPU"
-            )
-        wire_dtype, dtype = wire
-        gradient = tensor if tensor.dtype is wire_dtype and tensor.is_contiguous() else _as_wire(tensor, wire_dtype)
         core = self._core
-        ticket = core.open(name, gradient.numel(), dtype, self._ranks)
-        frame = core.encode(ticket, gradient.data_ptr(), _allocate_frame)
+        ticket = core.open(name, tensor.numel(), wire.dtype, self._ranks)
         slot = ticket.slot
+        try:
+            gradient = _readable(tensor, wire.carrier)
+        except Exception as error:  # told to all ranks, which would wait for this one's frame for ever
+            frame = core.refuse(ticket, error, _allocate_frame)
+        else:
+            frame = core.encode(ticket, gradient.data_ptr(), _allocate_frame)
         if slot.carrier is None:
-            slot.carrier = _Carrier(core.token(ticket))
+            slot.carrier = _token_tensor(core.token(ticket))
         bound = (BYTES_PER_ELEMENT * slot.spec.count + BYTES_PER_FRAME) // 8
         gathering = self._transport.allgather(frame, slot.operation, bound)
         if core.options.measure_error and ticket.encoded:
             self._measure(ticket, frame, gradient)
-        return slot.carrier.filled(), (ticket, gathering, tensor, wire_dtype)
+        # A copy: Horovod reduces in place, and may still be at it when the next step is given up and begun again.
+        return slot.carrier.clone(), _OnItsWay(ticket, gathering, tensor, tensor.shape, wire)
 
     @Method
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
@@ -139,15 +160,18 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             return tensor
         if isinstance(ctx, torch.dtype):
             return tensor.to(ctx)
-        ticket, gathering, gradient, wire_dtype = ctx
+        ticket, gathering, gradient, shape, wire = ctx
         core = self._core
-        factor = core.factor(ticket, tensor.tolist())
+        factor = core.factor(ticket, tensor.flatten().tolist())
         start = time.perf_counter()
         words = gathering.wait()
         core.stats.seconds_wait += time.perf_counter() - start
-        result = torch.empty_like(gradient, dtype=wire_dtype, memory_format=torch.contiguous_format)
+        if gradient.shape == shape and gradient.is_cpu:  # what it still is, unless somebody changed it meanwhile
+            result = torch.empty_like(gradient, dtype=wire.carrier, memory_format=torch.contiguous_format)
+        else:
+            result = torch.empty(shape, dtype=wire.carrier, device="cpu")
         core.decode(ticket, words.data_ptr(), 8 * words.numel(), factor, result.data_ptr())
-        return result if gradient.dtype is wire_dtype else result.to(gradient.dtype)
+        return result if wire.original is wire.carrier else result.to(wire.original)
 
     @Method
     def change(self, **changes: Any) -> None:
@@ -177,10 +201,10 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         """Continue from what ``state_dict`` returned. All ranks must load the same."""
         self._core.load(state)
 
-    def _wire(self, name: str | None, tensor: Tensor) -> tuple[torch.dtype, str] | None:
+    def _wire(self, name: str | None, tensor: Tensor) -> _Wire | None:
         """What the gradient is encoded as; None: not at all."""
         wire = WIRE_DTYPES.get(tensor.dtype)
-        if wire is None or tensor.layout is not torch.strided:
+        if wire is None or tensor.layout is not torch.strided or tensor.is_nested:
             return None
         if not self._core.options.wants(tensor.numel(), tensor.dim()) or self._skip(name, tensor):
             return None
@@ -192,7 +216,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
     def _carry(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """An uncompressed gradient, as stock Horovod can take it: contiguous, and not bfloat16."""
         self._core.skipped(tensor.numel() * tensor.element_size())
-        if tensor.layout is not torch.strided:
+        if tensor.layout is not torch.strided or tensor.is_nested:
             return tensor, None
         if tensor.dtype is torch.bfloat16:
             return tensor.float().contiguous(), torch.bfloat16
@@ -206,25 +230,41 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         self._core.stats.squared_norm += float(exact.square().sum())
 
 
-class _Carrier:
-    """A slot's tensor for tokens: Horovod writes the reduced one into it, so that it is filled anew for each step."""
-
-    def __init__(self, entries: list[float]) -> None:
-        self._tensor = torch.tensor(entries)
-        self._address = self._tensor.data_ptr()
-        self._entries = self._tensor.numpy().tobytes()
-
-    def filled(self) -> Tensor:
-        ctypes.memmove(self._address, self._entries, len(self._entries))
-        return self._tensor
+def _rebuild(kind: type[QSGD], arguments: dict[str, Any], state: dict[str, Any]) -> QSGD:
+    copy = kind(**arguments)
+    copy.load_state_dict(state)
+    return copy
 
 
-def _as_wire(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+class _OnItsWay(NamedTuple):
+    """A gradient between ``compress`` and ``decompress``."""
+
+    ticket: Ticket
+    gathering: Any
+    gradient: Tensor
+    shape: torch.Size
+    wire: _Wire
+
+
+def _readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` where the kernels can read it."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise QSGDError("QSGD cannot be differentiated: reduce tensor.detach(), or call it under torch.no_grad()")
+    if not tensor.is_cpu:
+        raise QSGDError(
+            f"this hvd_qsgd compresses CPU gradients only, not those on {tensor.device}: move the model to the CPU"
+        )
+    if tensor.dtype is dtype and tensor.is_contiguous():
+        return tensor
     return tensor.detach().to(dtype).contiguous()
 
 
+def _token_tensor(entries: list[float]) -> Tensor:
+    return torch.tensor(entries, dtype=torch.float32, device="cpu").view(TOKEN_SHAPE)
+
+
 def _allocate_frame(size: int) -> tuple[Tensor, int]:
-    frame = torch.empty(size // 8, dtype=torch.int64)
+    frame = torch.empty(size // 8, dtype=torch.int64, device="cpu")
     return frame, frame.data_ptr()
 
 
@@ -232,7 +272,7 @@ class _Transport:
     """The chosen transport, made at first use: after hvd.init()."""
 
     def __init__(self, kind: str, process_set: Any) -> None:
-        if kind not in ("horovod", "mpi"):
+        if not isinstance(kind, str) or kind not in ("horovod", "mpi"):
             raise QSGDError(f"transport={kind!r} is unknown: use 'horovod' or 'mpi'")
         if not isinstance(process_set, hvd.ProcessSet):
             raise QSGDError(f"process_set={process_set!r} is not a horovod ProcessSet")

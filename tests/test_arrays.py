@@ -201,15 +201,32 @@ def test_wrong_factor(factor: Any) -> None:
         hvd_qsgd.decode_sum([hvd_qsgd.encode(VALUES)], factor)
 
 
+class NoArray:
+    """Raises what it likes when it is asked for its values, as a tensor on a GPU does."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ZeroDivisionError
+
+
+def released(frame: bytes) -> memoryview:
+    view = memoryview(frame)
+    view.release()
+    return view
+
+
 @pytest.mark.parametrize(
     "call",
     [
         lambda frame: hvd_qsgd.decode_sum(5),  # type: ignore[arg-type]
         lambda frame: hvd_qsgd.decode_sum(np.frombuffer(frame, np.uint8)),  # type: ignore[arg-type]
         lambda frame: hvd_qsgd.decode_sum([frame], 10**400),
+        lambda frame: hvd_qsgd.decode_sum([frame], 1e39),
         lambda frame: hvd_qsgd.encode([[1.0, 2.0], [3.0]]),
+        lambda frame: hvd_qsgd.encode(np.ma.masked_array([1.0, 2.0], [True, False])),
+        lambda frame: hvd_qsgd.encode(NoArray()),  # type: ignore[arg-type]
+        lambda frame: hvd_qsgd.decode(released(frame)),
     ],
-    ids=["frames=5", "frames=array", "factor=10**400", "ragged"],
+    ids=["frames=5", "frames=array", "factor=10**400", "factor=1e39", "ragged", "masked", "no array", "released"],
 )
 def test_other_mistakes(call: Any) -> None:
     with pytest.raises(hvd_qsgd.QSGDError):

@@ -161,10 +161,11 @@ def test_threads(threads: Any) -> None:
         assert threads(**{name: "4"}) == 3
     assert threads(OMPI_COMM_WORLD_LOCAL_SIZE="5") == 2
     assert threads(OMPI_COMM_WORLD_LOCAL_SIZE="99") == 1
+    assert threads(OMPI_COMM_WORLD_LOCAL_SIZE="²") == 12
     assert threads(OMPI_COMM_WORLD_LOCAL_SIZE="0", HOROVOD_LOCAL_SIZE="x", PMI_LOCAL_SIZE="6") == 2
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", " "])
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", " ", "²", "9" * 5000])
 def test_wrong_number_of_threads(threads: Any, value: str) -> None:
     with pytest.raises(QSGDError, match="HVD_QSGD_NUM_THREADS="):
         threads(HVD_QSGD_NUM_THREADS=value)
@@ -173,6 +174,12 @@ def test_wrong_number_of_threads(threads: Any, value: str) -> None:
 def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.LIBRARY_VARIABLE, "/nowhere/libhvd_qsgd.so")
     with pytest.raises(QSGDError, match=r"cannot be loaded .*make kernels"):
+        native.library.__wrapped__()
+
+
+def test_a_library_of_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.LIBRARY_VARIABLE, "libc.so.6")
+    with pytest.raises(QSGDError, match="has ABI version None"):
         native.library.__wrapped__()
 
 

@@ -143,3 +143,9 @@ def test_what_is_not_skip(skip: Any) -> None:
     for have_names in (True, False):
         with pytest.raises(QSGDError, match=r"skip=.* is none of: a name pattern"):
             make_skip(skip, have_names)
+
+
+@pytest.mark.parametrize("wrong", [["ab", "cd"], [("a", 3)], [("a", None)], [("\ud800", Parameter())]])
+def test_what_is_no_parameter(wrong: Any) -> None:
+    with pytest.raises(QSGDError, match=r"model\.named_parameters\(\)"):
+        ParameterNames(wrong)

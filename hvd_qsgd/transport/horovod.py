@@ -9,6 +9,9 @@ from hvd_qsgd.errors import QSGDError
 
 # Horovod counts the elements of a gathered tensor in a C int.
 MAX_WORDS = 2**31 - 1
+# (process set, operation) -> Horovod's handle: Horovod knows operations by their names, whoever started them.
+_in_flight: dict[tuple[int, str], int] = {}
+_handles: Any = None  # Horovod's table of handles that those are of
 
 
 def membership(hvd: Any, process_set: Any) -> tuple[int, int, int]:
@@ -35,17 +38,16 @@ class HorovodTransport:
         self._process_set = process_set
         self._max_words = max_words
         self.rank, self.size, self.group = 0, 1, 0
-        self._in_flight: dict[str, int] = {}  # operation -> Horovod's handle
-        self._handles: Any = None  # Horovod's table of handles
 
     def prepare(self) -> None:
         """Look up who takes part, which Horovod may change between steps; raise unless this rank can communicate."""
+        global _handles
         self.rank, self.size, self.group = membership(self._hvd, self._process_set)
         handles = getattr(self._hvd.mpi_ops, "_handle_map", None)
-        if handles is not self._handles:
+        if handles is not _handles:
             # Horovod was started again: it numbers its handles anew, and what was on its way is lost.
-            self._handles = handles
-            self._in_flight.clear()
+            _handles = handles
+            _in_flight.clear()
 
     def allgather(self, words: Any, name: str, bound: int) -> _Gathering:
         """Start gathering ``words`` (one-dimensional, int64) of all ranks."""
@@ -59,15 +61,16 @@ class HorovodTransport:
         return _Gathering(self, name, parts)
 
     def _start(self, words: Any, name: str) -> None:
-        if name in self._in_flight:
+        if (self.group, name) in _in_flight:
             # Nobody waited for it, because of an exception; its name is free only after it has ended.
             with contextlib.suppress(self._hvd.mpi_ops.HorovodInternalError):
                 self.finish(name)
-        self._in_flight[name] = self._hvd.allgather_async(words, name=name, process_set=self._process_set)
+        handle = self._hvd.allgather_async(words, name=name, process_set=self._process_set)
+        _in_flight[self.group, name] = handle
 
     def finish(self, name: str) -> Any:
         """The gathered words of operation ``name``."""
-        return self._hvd.synchronize(self._in_flight.pop(name))
+        return self._hvd.synchronize(_in_flight.pop((self.group, name)))
 
     def join(self, sizes: list[int], parts: list[Any]) -> Any:
         """Whole buffers, rank after rank, of gathered parts."""

@@ -102,7 +102,9 @@ class Token : public TensorOp {
         TensorShape shape;
         OP_REQUIRES_OK(context, shape_of(context->input(1), shape));
         Tensor* token = nullptr;
-        OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({QSGD_TOKEN_LENGTH}), &token));
+        // A shape that no gradient has, so that ranks of which only one compresses are told by Horovod.
+        const TensorShape token_shape({QSGD_TOKEN_LENGTH, 1, 1, 1, 1, 1, 1});
+        OP_REQUIRES_OK(context, context->allocate_output(0, token_shape, &token));
         qsgd_token(rank_, signature(static_cast<uint64_t>(shape.num_elements())),
                    token->flat<float>().data());
     }

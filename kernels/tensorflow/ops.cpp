@@ -1,5 +1,6 @@
 // The TensorFlow ops: what goes in and comes out, whatever device they run on. hvd_qsgd/tensorflow.py says
 // how they work together.
+#include "qsgd.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
 
@@ -16,7 +17,7 @@ tensorflow::Status decoded_shape(InferenceContext* c) {
 }
 
 tensorflow::Status token_shape(InferenceContext* c) {
-    c->set_output(0, c->Vector(16));
+    c->set_output(0, c->MakeShape({QSGD_TOKEN_LENGTH, 1, 1, 1, 1, 1, 1}));
     return tensorflow::OkStatus();
 }
 

@@ -143,3 +143,44 @@ def test_models_differ(named: bool) -> None:
     optimizer = rt.wrap(model, compressor)
     rt.loss_of(model).backward()
     rt.assert_all_raise(optimizer.step, "size, dtype")
+
+
+def test_only_one_rank_asks_for_gradients_to_flow() -> None:
+    """Told to all; the call after it is the same one on all ranks."""
+    tensor = rt.randn(40, 40).requires_grad_(rt.RANK == 1)
+    compressor = QSGD()
+    rt.assert_all_raise(lambda: rt.reduced(tensor, compressor), "rank 1", "detach()")
+    rt.assert_within_grid(rt.reduced(tensor.detach(), compressor), tensor)
+
+
+def test_only_one_rank_compresses() -> None:
+    """Even where the gradient has as many elements as a token. (A name, or later compressors would not be the same.)"""
+    tensor = torch.ones(16)
+    compression = QSGD(min_size=0, name="alone") if rt.RANK == 1 else hvd.Compression.none
+    assert all(kind for kind, _ in rt.outcomes(lambda: rt.reduced(tensor, compression)))
+
+
+@pytest.mark.parametrize("change", [lambda g: g.resize_(3), lambda g: g.set_(torch.zeros(2))], ids=["resize", "set"])
+def test_a_gradient_that_changes_its_size_on_its_way(change: Callable[[torch.Tensor], Any]) -> None:
+    compressor = QSGD()
+    gradient = rt.randn(300, 300)
+    expected = rt.reduced(gradient, QSGD())
+    token, context = compressor.compress(gradient)
+    reduced = rt.reduced(token, hvd.Compression.none)
+    if rt.RANK == 1:
+        change(gradient)
+    assert torch.equal(compressor.decompress(reduced, context), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_torch_has_other_defaults(dtype: torch.dtype) -> None:
+    gradient = rt.randn(40, 40)
+    expected = rt.reduced(gradient, QSGD())
+    try:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device("meta")
+        result = rt.reduced(gradient, QSGD())
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(result, expected)

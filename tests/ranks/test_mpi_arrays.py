@@ -127,3 +127,20 @@ def test_wrong_arguments() -> None:
     for wrong in (np.arange(10), np.array(["a"]), np.zeros(3, complex), np.zeros(3, ">f4")):
         rt.assert_all_raise(lambda: mpi.allreduce(wrong), "cannot be encoded")  # noqa: B023
     assert_close(mpi.allreduce(array, bits=8), array, MPI.COMM_WORLD, 127)
+
+
+@pytest.mark.parametrize("wrong", [{"bits": 9}, {"op": "max"}, {"array": np.arange(10)}], ids=str)
+def test_a_wrong_argument_on_one_rank_is_told_to_all(wrong: dict[str, Any]) -> None:
+    """And is a call like any other: the next ones of all ranks belong together."""
+    arguments = {"array": values(10), **(wrong if rt.RANK == 1 else {})}
+    word = str(wrong.get("bits", wrong.get("op", "cannot be encoded")))
+    rt.assert_all_raise(lambda: mpi.allreduce(**arguments), word)
+    assert_close(mpi.allreduce(values(10), bits=8), values(10), MPI.COMM_WORLD, 127)
+
+
+def test_communicators_take_their_duplicates_along() -> None:
+    """MPI has some thousands of them at most."""
+    for _ in range(3000):
+        comm = MPI.COMM_WORLD.Dup()
+        mpi.allreduce(values(10), comm)
+        comm.Free()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import time
 from typing import Any
 
@@ -135,6 +136,50 @@ def test_a_given_up_step_that_is_still_held() -> None:
     assert compressor.state_dict()["step"] == 2
     first = rt.reduced(parameter.grad, QSGD(named_parameters=[("p", parameter)]))
     assert not torch.equal(result, first)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_held_context_stops_no_random_numbers(named: bool) -> None:
+    """Something is on its way for ever; the other tensors go on, each step with numbers of its own."""
+    parameters = [torch.nn.Parameter(torch.zeros(40, 40)) for _ in range(2)]
+    for parameter in parameters:
+        parameter.grad = rt.randn(40, 40)
+    names = [(str(k), parameter) for k, parameter in enumerate(parameters)]
+    compressor = QSGD(named_parameters=names if named else None)
+    held = compressor.compress(parameters[0].grad)
+    digests = {rt.digest([rt.reduced(parameters[1].grad, compressor)]) for _ in range(20)}
+    assert len(digests) == 20
+    del held
+
+
+def test_a_step_given_up_while_its_tokens_are_being_reduced() -> None:
+    """Horovod reduces tokens in place: the next step's are others, and no gradient is counted twice."""
+    weights = [torch.nn.Parameter(torch.zeros(40, 40)) for _ in range(2)]
+    compressor = QSGD(bits=8)
+    optimizers = [
+        hvd.DistributedOptimizer(
+            torch.optim.SGD([weight], lr=1.0), [(f"given up {k}", weight)], compression=compressor, op=hvd.Sum
+        )
+        for k, weight in enumerate(weights)
+    ]
+    for _ in range(100):
+        weights[0].sum().backward()
+        optimizers[0].load_state_dict(optimizers[0].state_dict())
+        optimizers[1].zero_grad()
+        weights[1].sum().backward()
+        optimizers[1].synchronize()
+        assert torch.equal(weights[1].grad, torch.full((40, 40), float(rt.SIZE)))
+        with optimizers[1].skip_synchronize():
+            optimizers[1].step()
+
+
+def test_copies_go_on_from_the_same_state() -> None:
+    compressor = QSGD(bits=3, seed=5, min_size=0, norm="l2")
+    gradient = rt.randn(40, 40)
+    rt.reduced(gradient, compressor)
+    copies = [copy.deepcopy(compressor), pickle.loads(pickle.dumps(compressor))]
+    results = {rt.digest([rt.reduced(gradient, each)]) for each in (compressor, *copies)}
+    assert len(results) == 1
 
 
 def test_loading_a_state_while_frames_are_on_their_way() -> None:
