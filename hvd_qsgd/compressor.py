@@ -168,8 +168,11 @@ class Compressor:
         slot = ticket.slot
         return native.token(slot.spec.rank, slot.signature)
 
-    def factor(self, ticket: Ticket, reduced: list[float]) -> float:
-        """The reduced token's factor; raises if the reduction or the ranks' meaning is wrong. Ends the ticket."""
+    def factor(self, ticket: Ticket, reduced: bytes) -> float:
+        """The factor of a reduced token (float32 entries); raises if the reduction or the ranks' meaning is wrong.
+
+        The ticket has arrived with it.
+        """
         slot: Slot = ticket.slot
         if not ticket.close():
             raise QSGDError(
@@ -177,7 +180,8 @@ class Compressor:
                 "compressed again meanwhile (is it in two optimizers?): every compress() is for one decompress()"
             )
         if slot.accepted is None or slot.accepted[0] != reduced:
-            slot.accepted = reduced, native.token_factor(reduced, slot.size, slot.signature, str(slot))
+            entries = memoryview(reduced).cast("f").tolist()
+            slot.accepted = reduced, native.token_factor(entries, slot.size, slot.signature, str(slot))
         return slot.accepted[1]
 
     def decode(self, ticket: Ticket, address: int, size: int, factor: float, out: int) -> None:

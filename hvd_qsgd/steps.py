@@ -20,8 +20,8 @@ class Slot:
     """What stays the same about one tensor from step to step, and must be the same on all ranks."""
 
     __slots__ = (
-        "accepted", "carrier", "dtype", "expected", "frame_bytes", "last_step", "name", "operation", "quantization",
-        "signature", "size", "spec",
+        "accepted", "dtype", "expected", "frame_bytes", "last_step", "name", "operation", "quantization", "signature",
+        "size", "spec", "tokens",
     )  # fmt: skip
 
     def __init__(self, name: str, operation: str, dtype: str, spec: native.Spec, size: int) -> None:
@@ -32,8 +32,8 @@ class Slot:
         self.expected = native.Expectation(spec.count, spec.tensor, spec.step, spec.dtype, 0)
         self.size = size  # ranks that send a frame
         self.signature = native.signature(operation, spec.tensor, spec.count, spec.dtype)
-        self.carrier: Any = None  # the frontend's tensor of the token
-        self.accepted: tuple[list[float], float] | None = None  # a reduced token that was found right, and its factor
+        self.tokens: Any = None  # the frontend's tensors for them
+        self.accepted: tuple[bytes, float] | None = None  # a reduced token that was found right, and its factor
         self.quantization: Any = None  # that frame_bytes is for
         self.frame_bytes = 0
         self.last_step = -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Iterable
 from typing import Any, Callable, NamedTuple
@@ -144,14 +145,14 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             frame = core.refuse(ticket, error, _allocate_frame)
         else:
             frame = core.encode(ticket, gradient.data_ptr(), _allocate_frame)
-        if slot.carrier is None:
-            slot.carrier = _token_tensor(core.token(ticket))
+        if slot.tokens is None:
+            slot.tokens = _Tokens(core.token(ticket))
         bound = (BYTES_PER_ELEMENT * slot.spec.count + BYTES_PER_FRAME) // 8
         gathering = self._transport.allgather(frame, slot.operation, bound)
         if core.options.measure_error and ticket.encoded:
             self._measure(ticket, frame, gradient)
-        # A copy: Horovod reduces in place, and may still be at it when the next step is given up and begun again.
-        return slot.carrier.clone(), _OnItsWay(ticket, gathering, tensor, tensor.shape, wire)
+        token = slot.tokens.take()
+        return token, (ticket, token, gathering, tensor, tensor.shape, wire)
 
     @Method
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
@@ -160,9 +161,10 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             return tensor
         if isinstance(ctx, torch.dtype):
             return tensor.to(ctx)
-        ticket, gathering, gradient, shape, wire = ctx
+        ticket, token, gathering, gradient, shape, wire = ctx
         core = self._core
-        factor = core.factor(ticket, tensor.flatten().tolist())
+        factor = core.factor(ticket, _bytes_of(tensor))
+        ticket.slot.tokens.give_back(token)
         start = time.perf_counter()
         words = gathering.wait()
         core.stats.seconds_wait += time.perf_counter() - start
@@ -236,14 +238,27 @@ def _rebuild(kind: type[QSGD], arguments: dict[str, Any], state: dict[str, Any])
     return copy
 
 
-class _OnItsWay(NamedTuple):
-    """A gradient between ``compress`` and ``decompress``."""
+class _Tokens:
+    """A slot's tensors for tokens. Horovod reduces in place: each is used again only once its reduction has ended."""
 
-    ticket: Ticket
-    gathering: Any
-    gradient: Tensor
-    shape: torch.Size
-    wire: _Wire
+    def __init__(self, entries: list[float]) -> None:
+        self._original = torch.tensor(entries, dtype=torch.float32, device="cpu").view(TOKEN_SHAPE)
+        self._entries = _bytes_of(self._original)
+        self._free: list[Tensor] = []
+
+    def take(self) -> Tensor:
+        if not self._free:
+            return self._original.clone()
+        token = self._free.pop()
+        ctypes.memmove(token.data_ptr(), self._entries, len(self._entries))
+        return token
+
+    def give_back(self, token: Tensor) -> None:
+        self._free.append(token)
+
+
+def _bytes_of(token: Tensor) -> bytes:
+    return ctypes.string_at(token.contiguous().data_ptr(), 4 * token.numel())
 
 
 def _readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -257,10 +272,6 @@ def _readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.dtype is dtype and tensor.is_contiguous():
         return tensor
     return tensor.detach().to(dtype).contiguous()
-
-
-def _token_tensor(entries: list[float]) -> Tensor:
-    return torch.tensor(entries, dtype=torch.float32, device="cpu").view(TOKEN_SHAPE)
 
 
 def _allocate_frame(size: int) -> tuple[Tensor, int]:

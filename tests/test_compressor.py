@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference as ref
-from support import Array, arrive, compressor, go, leave, make_input, same_bits
+from support import Array, arrive, compressor, go, leave, make_input, same_bits, token_bytes
 
 import hvd_qsgd
 from hvd_qsgd import QSGDError
@@ -53,11 +53,11 @@ def test_every_reduced_token_is_checked() -> None:
     for scale in (1, 1, 0.25, 1, 0.25):
         ticket = leave(core, "w", ranks=ranks)
         reduced = [scale, *(4 * scale * entry for entry in core.token(ticket)[1:])]
-        assert core.factor(ticket, reduced) == scale
+        assert core.factor(ticket, token_bytes(reduced)) == scale
     for wrong in ([0.5, *reduced[1:]], [*reduced[:-1], 0.5], [float("nan")] * 16, reduced[:-1]):
         with pytest.raises(QSGDError):
-            core.factor(leave(core, "w", ranks=ranks), wrong)
-    assert core.factor(leave(core, "w", ranks=ranks), reduced) == 0.25
+            core.factor(leave(core, "w", ranks=ranks), token_bytes(wrong))
+    assert core.factor(leave(core, "w", ranks=ranks), token_bytes(reduced)) == 0.25
 
 
 def test_what_cannot_be_encoded_is_told() -> None:

@@ -80,6 +80,8 @@ class HorovodTransport:
 
 
 class _Gathering:
+    __slots__ = ("_name", "_parts", "_transport")
+
     def __init__(self, transport: HorovodTransport, name: str, parts: int) -> None:
         self._transport = transport
         self._name = name
