@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 if int(keras.__version__.split(".")[0]) < 3:
     raise ImportError(f"hvd_qsgd.keras is for Keras 3, and this is {keras.__version__}: use horovod.tensorflow.keras")
@@ -25,7 +27,7 @@ import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
 from hvd_qsgd.errors import QSGDError
-from hvd_qsgd.tensorflow import QSGD  # says what is missing, if Horovod is
+from hvd_qsgd.tensorflow import QSGD, NumbersOfGraphs  # says what is missing, if Horovod is
 
 # isort: split
 import horovod.tensorflow as hvd
@@ -63,6 +65,7 @@ def DistributedOptimizer(  # noqa: N802
         QSGDError: an argument is wrong; or, in the first step and before anything is sent, the optimizer was put
             into a ``LossScaleOptimizer`` instead of around it, or XLA compiles the step.
     """
+    _check(op, gradient_predivide_factor, process_set)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise QSGDError(f"{optimizer!r} is not an optimizer of Keras 3; for tf_keras, use horovod.tensorflow.keras")
     if any(hasattr(each, "compression") for each in (optimizer, getattr(optimizer, "inner_optimizer", None))):
@@ -82,10 +85,8 @@ def DistributedOptimizer(  # noqa: N802
         "postscale_factor": gradient_predivide_factor,
         "process_set": process_set,
     }
-    reduce = functools.partial(_reduce, f"hvd_qsgd.keras.{next(_numbers)}", allreduce)
     optimizer.compression = compression
-    # A function in eager mode too, so that all gradients are on their way at once.
-    optimizer.apply = functools.partial(_apply, optimizer, tf.function(reduce, reduce_retracing=True, autograph=False))
+    optimizer.apply = functools.partial(_apply, optimizer, _Reduction(allreduce))
     return optimizer
 
 
@@ -106,6 +107,11 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignor
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Keras calls this before the first step."""
         model = self.model
+        if not hasattr(model.optimizer, "compression"):
+            raise QSGDError(
+                "the model's optimizer is no DistributedOptimizer, and ranks would train apart: compile the model with "
+                "hvd_qsgd.keras.DistributedOptimizer(optimizer), a loaded model too"
+            )
         if not model.built:
             raise QSGDError(
                 "the model has no weights to broadcast yet: begin it with keras.Input, or call model.build() first"
@@ -116,6 +122,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignor
         _broadcast([variable.value for variable in model.weights + model.optimizer.variables], self.root_rank)
         compression = getattr(model.optimizer, "compression", None)
         if isinstance(compression, QSGD):
+            compression.expect(len(model.trainable_variables))  # else a checkpoint would restore them after this
             compression.load_state_dict(hvd.broadcast_object(compression.state_dict(), self.root_rank))
 
 
@@ -128,10 +135,14 @@ class MetricAverageCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Keras calls this after the epoch's validation."""
         if logs:
-            names = sorted(logs)  # ranks may have added them in any order
-            values = tf.constant([float(logs[name]) for name in names], tf.float64)
-            means = hvd.allreduce(values, op=hvd.Average, name="hvd_qsgd.keras.metrics")
-            logs.update(zip(names, means.numpy().tolist()))
+            # Ranks may have added them in any order; those that are no numbers stay.
+            names = sorted(name for name, value in logs.items() if np.ndim(value) == 0)
+            which = float(zlib.crc32(repr(names).encode()))
+            values = tf.constant([which, *(float(logs[name]) for name in names)], tf.float64)
+            values = hvd.allreduce(values, op=hvd.Average, name="hvd_qsgd.keras.metrics").numpy().tolist()
+            if abs(values[0] - which) > 0.25 / hvd.size():
+                raise QSGDError(f"the ranks have different metrics; this one has {', '.join(names)}")
+            logs.update(zip(names, values[1:]))
 
 
 @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
@@ -159,14 +170,52 @@ def _called_by_loss_scaling(optimizer: Any) -> bool:
     return False
 
 
+class _Reduction:
+    """Reduces an optimizer's gradients, under names that no other optimizer and no other call in a function has."""
+
+    def __init__(self, allreduce: dict[str, Any]) -> None:
+        self._allreduce = allreduce
+        self._prefix: str | None = None
+        self._calls = NumbersOfGraphs()
+        self._functions: list[Any] = []  # of the first, second, ... call in a graph
+
+    def __call__(self, gradients: list[Any]) -> list[Any]:
+        """What the ranks' gradients add up to; None stays None."""
+        number = 0 if tf.executing_eagerly() else self._calls.take(tf.compat.v1.get_default_graph())
+        if number == len(self._functions):
+            self._functions.append(self._function(number))
+        reduced: list[Any] = self._functions[number](gradients)
+        return reduced
+
+    def _function(self, number: int) -> Any:
+        """A function in eager mode too, so that all gradients are on their way at once.
+
+        It is traced once, however often Keras traces what calls it, so that gradients keep their numbers.
+        """
+        if self._prefix is None:  # at first use: ranks may make optimizers that they do not use
+            self._prefix = f"hvd_qsgd.keras.{next(_numbers)}"
+        reduce = functools.partial(_reduce, f"{self._prefix}.{number}", self._allreduce)
+        return tf.function(reduce, reduce_retracing=True, autograph=False)
+
+
 def _reduce(name: str, allreduce: dict[str, Any], gradients: list[Any]) -> list[Any]:
-    """What the ranks' gradients add up to; None stays None."""
     process_set = allreduce["process_set"]
     alone = not process_set.included() or process_set.size() == 1
     if alone or all(gradient is None for gradient in gradients):  # of which Keras complains
         return gradients
     reduced = [_allreduce(f"{name}.{k}", allreduce, gradient) for k, gradient in enumerate(gradients)]
     return tf.tuple(reduced)  # type: ignore[no-any-return]  # if one cannot be reduced, none is applied
+
+
+def _check(op: Any, gradient_predivide_factor: Any, process_set: Any) -> None:
+    ops = {name: getattr(hvd, name) for name in ("Average", "Sum", "Adasum", "Min", "Max", "Product")}
+    if op not in ops.values():
+        raise QSGDError(f"op={op!r} is none of Horovod's: use hvd.Average or hvd.Sum")
+    factor = gradient_predivide_factor
+    if not isinstance(factor, (int, float)) or not 0 < factor < float("inf"):
+        raise QSGDError(f"gradient_predivide_factor={factor!r} is not a positive number")
+    if not isinstance(process_set, hvd.ProcessSet):
+        raise QSGDError(f"process_set={process_set!r} is not a horovod ProcessSet")
 
 
 def _allreduce(name: str, how: dict[str, Any], gradient: Any) -> Any:

@@ -102,7 +102,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         self._ops = tensorflow_ops.library()  # if it cannot be loaded, say so before other ranks wait for this one
         self._id = next(_ids)
         self._prefix: str | None = None
-        self._traced: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()  # graph -> gradients so far
+        self._traced, self._reduced = NumbersOfGraphs(), NumbersOfGraphs()
         self._eager = Steps()
         self._settings = _variable(_settings(quantization, seed))
         self._next_steps: dict[str, Any] = {}  # tensor -> the step that it belongs to next
@@ -121,18 +121,19 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
     def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """Horovod calls this. Returns what it is to reduce instead of ``tensor``, and what ``decompress`` needs."""
         tensor = tf.convert_to_tensor(tensor)
+        if not tf.executing_eagerly() and hvd.is_initialized() and self._process_set.included() is False:
+            return tensor, None  # Horovod's optimizers trace this on other ranks as well, to run it on none of them
         if not self._wants(tensor):
-            # bfloat16 goes as float32, since Horovod cannot reduce it.
-            return (tf.cast(tensor, tf.float32), tf.bfloat16) if tensor.dtype == tf.bfloat16 else (tensor, None)
+            return self._carry(tensor)
         gradient = tf.cast(tensor, WIRE_DTYPES[tensor.dtype])
         number, ticket = self._number()
         about = self._about(number)
         with tf.device("cpu"):
             shape = tf.shape(gradient, out_type=tf.int64)
             step = self._step(about["tensor_name"])
-            frame = self._ops.qsgd_encode(gradient, self._settings.read_value(), step, **about)
-            token = self._ops.qsgd_token(step, shape, T=gradient.dtype, name=f"{about['operation']}.token", **about)
-        return token, _OnItsWay(tensor.shape, tensor.dtype, about, frame, step, shape, ticket)
+            frame, link = self._ops.qsgd_encode(gradient, self._settings.read_value(), step, **about)
+            token = self._ops.qsgd_token(frame, shape, T=gradient.dtype, name=self._reduced_name(), **about)
+        return token, _OnItsWay(tensor.shape, tensor.dtype, about, frame, link, step, shape, ticket)
 
     @Method
     @_plain_python
@@ -149,7 +150,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             # No rank sends its frame before it has the token, which tells whether all of them will.
             frame, factor = self._ops.qsgd_accept(ctx.frame, tensor, ctx.step, ctx.shape, **about)
             frames = self._gather(frame, about["operation"])
-            result = self._ops.qsgd_decode_sum(frames, factor, ctx.step, ctx.shape, **about)
+            result = self._ops.qsgd_decode_sum(frames, factor, ctx.step, ctx.shape, ctx.link, **about)
         result.set_shape(ctx.static_shape)
         return tf.cast(result, ctx.dtype)
 
@@ -194,46 +195,58 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             for name in {*self._next_steps, *checked}:
                 self._counter(name).assign(checked.get(name, 0))
 
+    def expect(self, gradients: int) -> None:
+        """Have a step for so many gradients already: a checkpoint that waits to restore them does so now."""
+        for number in range(gradients):
+            self._counter(f"#{number}")
+
     def _wants(self, tensor: Tensor) -> bool:
         """Whether to compress; what the static shape does not tell is taken to be large."""
         shape = tensor.shape
         if tensor.dtype not in WIRE_DTYPES or self._skip(None, tensor):
             return False
-        if not tf.executing_eagerly() and hvd.is_initialized() and self._process_set.included() is False:
-            return False  # Horovod's optimizers trace this on other ranks as well, to run it on none of them
         dimensions = 2 if shape.rank is None else shape.rank
         count = shape.num_elements()
         return self._options.wants(self._options.min_size if count is None else count, dimensions)
 
     def _number(self) -> tuple[int, Ticket | None]:
         """Which gradient this is: of the outermost function that is being traced, or of the step in eager mode."""
+        return self._eager.take() if tf.executing_eagerly() else (self._traced.take(_outermost_function()), None)
+
+    def _reduced_name(self) -> str | None:
+        """Of the tensor that Horovod reduces, after which it names the operation in a graph.
+
+        The same on all ranks whether they compress the tensor or not, so that Horovod tells those that disagree.
+        """
         if tf.executing_eagerly():
-            return self._eager.take()
-        graph = tf.compat.v1.get_default_graph()
-        while hasattr(getattr(graph, "outer_graph", None), "outer_graph"):  # branches and functions within a function
-            graph = graph.outer_graph
-        if not hasattr(graph, "outer_graph"):
-            raise QSGDError("QSGD works in eager mode and in tf.function, not in TensorFlow 1's graphs and sessions")
-        number = self._traced.get(graph, 0)
-        self._traced[graph] = number + 1
-        return number, None
+            return None
+        return f"{self._operation(self._reduced.take(_outermost_function()))}.reduced"
+
+    def _carry(self, tensor: Tensor) -> tuple[Tensor, Any]:
+        """An uncompressed tensor; bfloat16 as float32, since Horovod cannot reduce it."""
+        wide = tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor
+        return tf.identity(wide, name=self._reduced_name()), tensor.dtype if wide is not tensor else None
 
     def _about(self, number: int) -> dict[str, Any]:
         """The attributes that the ops have in common."""
-        if int(os.environ.get("HOROVOD_ELASTIC", 0)):
+        if int(os.environ.get("HOROVOD_ELASTIC") or 0):
             raise QSGDError("QSGD does not support Horovod's elastic mode in TensorFlow: the number of ranks is fixed")
-        rank, size, group = membership(hvd, self._process_set)
-        if self._prefix is None:
-            self._prefix = operation_prefix(self, self._options.name, group)
+        rank, size, _ = membership(hvd, self._process_set)
         return {
             "tensor": tensor_id(self._options.name or "", f"#{number}"),
-            "operation": re.sub(r"[^A-Za-z0-9_.]", "_", f"{self._prefix}.{number}"),  # as TensorFlow takes it
+            "operation": self._operation(number),
             "tensor_name": f"#{number}",
             "rank": rank,
             "size": size,
             "threads": native.default_threads(),
             "counters": self._id,
         }
+
+    def _operation(self, number: int) -> str:
+        if self._prefix is None:
+            *_, group = membership(hvd, self._process_set)
+            self._prefix = operation_prefix(self, self._options.name, group)
+        return re.sub(r"[^A-Za-z0-9_.]", "_", f"{self._prefix}.{number}")  # as TensorFlow takes it
 
     def _gather(self, frame: Tensor, operation: str) -> Tensor:
         """The words of all ranks' frames. The operation's name is the same on all ranks and in every trace."""
@@ -264,6 +277,29 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             return int(self._settings.numpy()[-1]) % 2**64
 
 
+class NumbersOfGraphs:
+    """Counts what is traced into each graph."""
+
+    def __init__(self) -> None:
+        self._next: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def take(self, graph: Any) -> int:
+        """The graph's next number."""
+        number = self._next.get(graph, 0)
+        self._next[graph] = number + 1
+        return number
+
+
+def _outermost_function() -> Any:
+    """The graph of the outermost function that is being traced."""
+    graph = tf.compat.v1.get_default_graph()
+    while hasattr(getattr(graph, "outer_graph", None), "outer_graph"):  # branches and functions within a function
+        graph = graph.outer_graph
+    if not hasattr(graph, "outer_graph"):
+        raise QSGDError("QSGD works in eager mode and in tf.function, not in TensorFlow 1's graphs and sessions")
+    return graph
+
+
 class _OnItsWay(NamedTuple):
     """A gradient between ``compress`` and ``decompress``."""
 
@@ -271,6 +307,7 @@ class _OnItsWay(NamedTuple):
     dtype: tf.DType
     about: dict[str, Any]
     frame: Tensor
+    link: Tensor
     step: Tensor
     shape: Tensor
     ticket: Ticket | None

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import pathlib
 from ctypes import c_int, c_int64, c_uint64
-from typing import Any
+from typing import Any, NoReturn
 
 import tensorflow as tf
 
@@ -35,6 +35,11 @@ def library() -> Any:
         return tf.load_op_library(str(path()))
     except (tf.errors.OpError, OSError, RuntimeError) as error:
         raise QSGDError(f"the TensorFlow ops cannot be loaded ({error}): {how}") from error
+
+
+@tf.RegisterGradient("QsgdDecodeSum")  # type: ignore[untyped-decorator]
+def _no_gradient(op: Any, gradient: Any) -> NoReturn:
+    raise QSGDError("QSGD cannot be differentiated: reduce tf.stop_gradient(tensor), or with another compression")
 
 
 def read_counters(compressor: int, reset: bool = False) -> Stats:

@@ -28,6 +28,8 @@ class Encode : public TensorOp {
         if (!problem.empty()) OP_REQUIRES_OK(context, error_frame(context, spec, problem, frame));
         count(gradient, frame);
         context->set_output(0, frame);
+        Tensor* link = nullptr;
+        OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({0}), &link));
     }
 
   private:

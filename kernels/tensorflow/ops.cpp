@@ -21,8 +21,9 @@ tensorflow::Status token_shape(InferenceContext* c) {
     return tensorflow::OkStatus();
 }
 
-tensorflow::Status frame_shape(InferenceContext* c) {
+tensorflow::Status encoded_shapes(InferenceContext* c) {
     c->set_output(0, c->Vector(InferenceContext::kUnknownDim));
+    c->set_output(1, c->Vector(0));
     return tensorflow::OkStatus();
 }
 
@@ -51,12 +52,12 @@ REGISTER_OP("QsgdEncode")
     .Input("settings: int64")  // see Settings in tensor.h
     .Input("step: int64")
     .Output("frame: int64")
-    .QSGD_TENSOR_ATTRS.SetShapeFn(frame_shape)
+    .Output("link: float")  // of no elements: what differentiation follows from the sum back to the gradient
+    .QSGD_TENSOR_ATTRS.SetShapeFn(encoded_shapes)
     .Doc("One frame of the gradient, as 64-bit words; an error frame if it cannot be encoded.");
 
 REGISTER_OP("QsgdToken")
-    .Input("step: int64")  // changes, else TensorFlow would reduce a constant token once, while it optimizes
-                           // the graph
+    .Input("frame: int64")  // so that no token runs ahead of its gradient, or is reduced once as a constant
     .Input("shape: int64")
     .Output("token: float")
     .QSGD_TENSOR_ATTRS.SetShapeFn(token_shape)
@@ -77,6 +78,7 @@ REGISTER_OP("QsgdDecodeSum")
     .Input("factor: float")
     .Input("step: int64")
     .Input("shape: int64")
+    .Input("link: float")
     .Output("sum: T")
     .QSGD_TENSOR_ATTRS.SetShapeFn(decoded_shape)
     .Doc("The sum of all ranks' frames, times the factor.");

@@ -98,13 +98,39 @@ def test_broadcast(dtype: str) -> None:
     assert (tt.digest(model.get_weights()) == mine) == (RANK == SIZE - 1)
     tt.assert_replicas_equal(model.optimizer.variables)
     assert float(model.optimizer.learning_rate) == pytest.approx(0.01 * SIZE)
-    expected = {"steps": {"#0": 5, "#1": 5}, "levels": 3, "seed": SIZE - 1}
-    assert model.optimizer.compression.state_dict().items() >= expected.items()
+    state = model.optimizer.compression.state_dict()
+    assert (state["levels"], state["seed"]) == (3, SIZE - 1)
+    assert {name: step for name, step in state["steps"].items() if step} == {"#0": 5, "#1": 5}
     (generator,) = (variable for variable in model.variables if "seed_generator" in variable.path)
     assert len(set(from_all_ranks(generator.numpy().tobytes()))) == SIZE
     kt.train(model, range(2))
     tt.assert_replicas_equal(variable.value for variable in model.weights)
     assert model.optimizer.compression.state_dict()["steps"]["#0"] == 7
+
+
+def test_a_checkpoint_that_only_one_rank_has_is_broadcast(tmp_path: Path) -> None:
+    """Before the first step, when the compressor has not met its gradients yet."""
+    one = kt.compiled(keras.optimizers.SGD(0.1), QSGD(seed=5))
+    kt.train(one, range(4))
+    path = tf.train.Checkpoint(model=one, optimizer=one.optimizer).write(str(tmp_path / "checkpoint"))
+    kt.train(one, range(4, 8))
+    other = kt.compiled(keras.optimizers.SGD(0.1), QSGD(), seed=9 + RANK)
+    if RANK == 0:
+        tf.train.Checkpoint(model=other, optimizer=other.optimizer).read(path)
+    callback = BroadcastGlobalVariablesCallback()
+    callback.set_model(other)
+    callback.on_train_begin()
+    kt.train(other, range(4, 8))
+    assert tt.assert_replicas_equal(other.get_weights()) == tt.assert_replicas_equal(one.get_weights())
+
+
+def test_different_metrics_are_told() -> None:
+    callback = MetricAverageCallback()
+    logs = {"loss": 1.0, "mae" if RANK else "mape": 2.0, "f1": np.zeros(3)}
+    assert_all_raise(lambda: callback.on_epoch_end(0, logs), "different metrics")
+    callback.on_epoch_end(0, same := {"loss": float(RANK), "f1": np.arange(3)})
+    assert same["loss"] == pytest.approx((SIZE - 1) / 2)
+    assert same["f1"].tolist() == [0, 1, 2]
 
 
 def test_metric_average() -> None:
@@ -192,8 +218,20 @@ def test_mistakes() -> None:
         DistributedOptimizer(keras.optimizers.SGD(0.1), compression="fp16")
     with pytest.raises(QSGDError, match="gradient_predivide_factor"):
         DistributedOptimizer(keras.optimizers.SGD(0.1), op=hvd.Sum, gradient_predivide_factor=2.0)
-    unbuilt = keras.Sequential([keras.layers.Dense(3)])
-    unbuilt.compile(keras.optimizers.SGD(0.1), "mse")
+    for wrong, words in (
+        ({"op": "Average"}, "op='Average'"),
+        ({"op": 99}, "op=99"),
+        ({"process_set": None}, "process_set=None"),
+        ({"gradient_predivide_factor": 0}, "gradient_predivide_factor=0"),
+        ({"gradient_predivide_factor": "2"}, "gradient_predivide_factor='2'"),
+    ):
+        with pytest.raises(QSGDError, match=words):
+            DistributedOptimizer(keras.optimizers.SGD(0.1), **wrong)
     callback = BroadcastGlobalVariablesCallback()
+    forgotten = kt.compiled(keras.optimizers.SGD(0.1), wrap=False)
+    with pytest.raises(QSGDError, match="no DistributedOptimizer"):
+        forgotten.fit(*kt.data(0), verbose=0, callbacks=[callback])
+    unbuilt = keras.Sequential([keras.layers.Dense(3)])
+    unbuilt.compile(DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
     with pytest.raises(QSGDError, match=r"keras\.Input"):
         unbuilt.fit(np.ones((4, 2)), np.ones((4, 3)), verbose=0, callbacks=[callback])

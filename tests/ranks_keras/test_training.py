@@ -145,6 +145,31 @@ def test_sparse_missing_and_frozen(eager: bool) -> None:
         np.testing.assert_allclose(weight.numpy(), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dependent", [True, False])
+def test_one_optimizer_several_times_in_one_step(dependent: bool) -> None:
+    """One call after the other, as for a GAN's critic, or both at once: their operations do not meet."""
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential([keras.Input((48,)), keras.layers.Dense(90), keras.layers.Dense(40)])
+    optimizer = DistributedOptimizer(keras.optimizers.SGD(0.01), compression=QSGD())
+    optimizer.build(model.trainable_weights)
+
+    def gradients(inputs: Any) -> Any:
+        with tf.GradientTape() as tape:
+            value = tf.reduce_mean(model(inputs) ** 2)
+        return tape.gradient(value, model.trainable_weights)
+
+    @tf.function
+    def step(inputs: Any) -> None:
+        both = None if dependent else [gradients(inputs), gradients(inputs + 1)]
+        for k in range(2):
+            optimizer.apply(gradients(inputs + k) if both is None else both[k])
+
+    for number in range(20):
+        step(tf.constant(np.random.default_rng([number, RANK]).standard_normal((8, 48)), tf.float32))
+    tt.assert_replicas_equal(model.get_weights())
+    assert optimizer.compression.stats().tensors_compressed == 20 * 2 * 2
+
+
 def test_two_optimizers_in_one_step() -> None:
     """Their operations have names of their own, dense and sparse."""
     keras.utils.set_random_seed(3)

@@ -65,7 +65,7 @@ def with_tensorflow(dtype: str, steps: int) -> list[bytes]:
     results = []
     for step in range(steps):
         token, ctx = compression.compress(tf.cast(gradient(dtype, step), dtype))
-        average = tf.concat([[0.5], token[1:]], 0)
+        average = tf.concat([0.5 * tf.ones_like(token[:1]), token[1:]], 0)
         results.append(tf.cast(compression.decompress(average, ctx), tf.float32).numpy().tobytes())
     return results
 

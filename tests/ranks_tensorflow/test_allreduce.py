@@ -189,6 +189,27 @@ def test_ranks_with_different_tensors_are_told() -> None:
     )
 
 
+def test_a_loop_in_a_function() -> None:
+    """A reduction waits for the one whose result it reduces."""
+    compression = QSGD(bits=8)
+
+    @tf.function
+    def loop(x: Any) -> Any:
+        for _ in tf.range(5):
+            x = hvd.allreduce(x, compression=compression)
+        return x
+
+    for _ in range(5):
+        np.testing.assert_array_equal(loop(tf.fill([40, 50], float(RANK))), np.full((40, 50), (SIZE - 1) / 2))
+
+
+def test_only_one_rank_compresses() -> None:
+    """Horovod tells all of them, in a function as well."""
+    compression = QSGD(min_size=1 if RANK else 10**6, name="one rank")
+    function = tf.function(lambda x: hvd.allreduce(x, compression=compression))
+    assert all(kind for kind, _ in outcomes(lambda: function(tf.ones([40, 50]))))
+
+
 def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     for how, words in (
         ({"bits": 9}, "bits=9"),
@@ -200,8 +221,9 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
             QSGD(**how)
     x = tf.Variable(tf.ones([40, 50]))
     with tf.GradientTape() as tape:
-        y = hvd.allreduce(x, compression=QSGD())
-    assert tape.gradient(y, x) is None  # nothing that looks like a gradient
+        y = 2 * x + hvd.allreduce(x, compression=QSGD())
+    with pytest.raises(QSGDError, match="cannot be differentiated"):  # and nothing that looks like a gradient
+        tape.gradient(y, x)
     with tf.Graph().as_default(), pytest.raises(QSGDError, match="TensorFlow 1"):
         hvd.allreduce(tf.ones([40, 50]), compression=QSGD())
     monkeypatch.setenv("HOROVOD_ELASTIC", "1")
