@@ -39,7 +39,7 @@ def encode(
         bits: b = 2..8, that is 2^(b-1) - 1 levels (default 4; ternary: 2). ``levels`` sets the levels instead.
         bucket_size: elements a scale, or ``None`` for the whole array.
         norm: ``"max"`` or ``"l2"``.
-        codec: ``"packed"`` or ``"ternary"``.
+        codec: ``"packed"``, ``"ternary"`` or ``"rans"``.
         seed, rank, tensor, step: what the random rounding depends on, besides the element's position.
         squared_norm: put the squared l2 norm into the header.
 
@@ -57,10 +57,11 @@ def encode(
         tensor=whole_number("tensor", tensor, 0, 2**32 - 1),
         step=whole_number("step", step, 0, 2**32 - 1),
         flags=wire.SQUARED_NORM if _truth("squared_norm", squared_norm) else 0,
+        columns=native.columns(values.shape),
     )
     frame = np.empty(native.frame_bytes(spec), np.uint8)
-    native.encode(spec, values.ctypes.data, frame.ctypes.data, frame.size)
-    return frame.tobytes()
+    size = native.encode(spec, values.ctypes.data, frame.ctypes.data, frame.size)
+    return frame[:size].tobytes()
 
 
 def decode(frame: bytes | bytearray | memoryview) -> Array:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import math
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, Callable, NamedTuple, TypeVar
 
 from hvd_qsgd import frames, native, wire
@@ -72,14 +73,15 @@ class Compressor:
         self._prefix: str | None = None
         self._slots: dict[Hashable, Slot] = {}
         self._ranks = Ranks(0, 1, None)
+        self._scratch: tuple[Any, int, int] | None = None  # buffer, address and bytes, for frames of unknown length
 
     def skipped(self, size: int) -> None:
         """Count a gradient of ``size`` bytes that goes uncompressed."""
         self.stats.tensors_skipped += 1
         self.stats.bytes_uncompressed += size
 
-    def open(self, name: str | None, count: int, dtype: str, ranks: Callable[[], Ranks]) -> Ticket:
-        """A gradient of ``count`` elements sets out.
+    def open(self, name: str | None, shape: Sequence[int], dtype: str, ranks: Callable[[], Ranks]) -> Ticket:
+        """A gradient of this shape sets out.
 
         ``name`` is the parameter's, or None if it is not known: then the tensor's number in the step is its name.
         ``ranks()`` tells who takes part; it is asked once a step.
@@ -88,10 +90,10 @@ class Compressor:
         with steps.lock:
             if not steps.on_their_way:
                 self._begin_step(ranks())
-            slot = self._slot(name, count, dtype)
+            slot = self._slot(name, shape, dtype)
             if slot in steps.on_their_way:  # its last journey was given up by an exception that is still being held
                 self._begin_step(ranks())
-                slot = self._slot(name, count, dtype)
+                slot = self._slot(name, shape, dtype)
             steps.opened += 1
             slot.spec.step = slot.expected.step = slot.step_after(steps.step)
             return Ticket(slot, steps)
@@ -106,21 +108,22 @@ class Compressor:
         if self._prefix is None:
             self._prefix = operation_prefix(self, self.options.name, ranks.group)
 
-    def _slot(self, name: str | None, count: int, dtype: str) -> Slot:
-        key = (self.steps.opened if name is None else name, count, dtype)
+    def _slot(self, name: str | None, shape: Sequence[int], dtype: str) -> Slot:
+        key = (self.steps.opened if name is None else name, shape, dtype)
         slot = self._slots.get(key)
         if slot is None:
             if len(self._slots) >= MAX_SLOTS:
                 self._slots.clear()
-            slot = self._slots[key] = self._new_slot(f"#{self.steps.opened}" if name is None else name, count, dtype)
+            slot = self._slots[key] = self._new_slot(f"#{self.steps.opened}" if name is None else name, shape, dtype)
         if slot.quantization is not self.quantization:
             self._requantize(slot)
         return slot
 
-    def _new_slot(self, name: str, count: int, dtype: str) -> Slot:
+    def _new_slot(self, name: str, shape: Sequence[int], dtype: str) -> Slot:
         spec = frames.make_spec(
             self.quantization,
-            count=count,
+            count=math.prod(shape),
+            columns=native.columns(shape),
             dtype=dtype,
             seed=self._seed,
             rank=self._ranks.rank,
@@ -131,7 +134,7 @@ class Compressor:
 
     def _requantize(self, slot: Slot) -> None:
         frames.set_quantization(slot.spec, self.quantization)
-        slot.frame_bytes = native.frame_bytes(slot.spec)
+        slot.most_bytes = native.frame_bytes(slot.spec)
         slot.quantization = self.quantization
 
     def encode(self, ticket: Ticket, gradient: int, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
@@ -141,10 +144,12 @@ class Compressor:
         """
         start = time.perf_counter()
         slot = ticket.slot
-        size = slot.frame_bytes
         try:
-            buffer, address = allocate(size)
-            native.encode(slot.spec, gradient, address, size)
+            if wire.CODECS[slot.quantization.codec].variable:
+                buffer = self._encode_variable(slot, gradient, allocate)
+            else:
+                buffer, address = allocate(slot.most_bytes)
+                slot.frame_bytes = native.encode(slot.spec, gradient, address, slot.most_bytes)
             ticket.encoded = True
         except Exception as error:  # whatever it is: without a frame of this rank the others would wait for ever
             return self.refuse(ticket, error, allocate)
@@ -152,8 +157,20 @@ class Compressor:
         stats.tensors_compressed += 1
         stats.coordinates += slot.spec.count
         stats.bytes_raw += slot.spec.count * wire.ITEM_BYTES[slot.dtype]
-        stats.bytes_sent += size
+        stats.bytes_sent += slot.frame_bytes
         stats.seconds_encode += time.perf_counter() - start
+        return buffer
+
+    def _encode_variable(self, slot: Slot, gradient: int, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
+        """A frame whose length the coder finds, padded so that it stays put: Horovod caches responses by size."""
+        if self._scratch is None or self._scratch[2] < slot.most_bytes:
+            self._scratch = (*allocate(slot.most_bytes), slot.most_bytes)
+        _, scratch, room = self._scratch
+        size = native.encode(slot.spec, gradient, scratch, room)
+        slot.frame_bytes = native.padded_bytes(size, slot.frame_bytes)
+        buffer, address = allocate(slot.frame_bytes)
+        ctypes.memmove(address, scratch, size)
+        native.pad(address, slot.frame_bytes, slot.frame_bytes)
         return buffer
 
     def refuse(self, ticket: Ticket, why: Exception, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:

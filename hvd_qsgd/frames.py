@@ -8,10 +8,19 @@ from hvd_qsgd.errors import QSGDError
 
 
 def make_spec(
-    quantization: Quantization, *, count: int, dtype: str, seed: int, rank: int, tensor: int, step: int, flags: int = 0
+    quantization: Quantization,
+    *,
+    count: int,
+    dtype: str,
+    seed: int,
+    rank: int,
+    tensor: int,
+    step: int,
+    flags: int = 0,
+    columns: int = 0,
 ) -> native.Spec:
     """What the kernels need to encode one tensor."""
-    spec = native.Spec(count=count, seed=seed, rank=rank, tensor=tensor, step=step, flags=flags)
+    spec = native.Spec(count=count, seed=seed, rank=rank, tensor=tensor, step=step, flags=flags, columns=columns)
     spec.dtype = wire.DTYPES[dtype]
     set_quantization(spec, quantization)
     return spec

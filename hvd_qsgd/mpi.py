@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def allreduce(
     except Exception as error:
         _tell_all(transport, call, error)
         raise
-    ticket = _open(core, transport, call, op, gradient.size, dtype)
+    ticket = _open(core, transport, call, op, gradient.shape, dtype)
     words = core.encode(ticket, gradient.ctypes.data, _allocate_frame)
     gathered = transport.allgather(words, ticket.slot.operation, 0).wait()
     result = wire_array(gradient.size, dtype)
@@ -68,15 +69,17 @@ def allreduce(
     return from_wire(result, dtype).reshape(original.shape).astype(original.dtype, copy=False)
 
 
-def _open(core: Compressor, transport: MpiTransport, call: int, op: str, count: int, dtype: str) -> Ticket:
+def _open(
+    core: Compressor, transport: MpiTransport, call: int, op: str, shape: Sequence[int], dtype: str
+) -> Ticket:
     core.steps.begin(call)
-    return core.open(op, count, dtype, lambda: Ranks(transport.rank, transport.size, "mpi"))
+    return core.open(op, shape, dtype, lambda: Ranks(transport.rank, transport.size, "mpi"))
 
 
 def _tell_all(transport: MpiTransport, call: int, error: Exception) -> None:
     """Take part with an error frame: the other ranks made this call and wait."""
     core = Compressor(Quantization.create(), Options())
-    ticket = _open(core, transport, call, "average", 0, "float32")
+    ticket = _open(core, transport, call, "average", (0,), "float32")
     transport.allgather(core.refuse(ticket, error, _allocate_frame), ticket.slot.operation, 0).wait()
 
 

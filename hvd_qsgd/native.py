@@ -16,7 +16,7 @@ from typing import Any
 
 from hvd_qsgd.errors import QSGDError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 LIBRARY_VARIABLE = "HVD_QSGD_LIBRARY"
 THREADS_VARIABLE = "HVD_QSGD_NUM_THREADS"
 ISA_VARIABLE = "HVD_QSGD_ISA"
@@ -56,7 +56,7 @@ class Spec(ctypes.Structure):
         ("norm", c_uint8),
         ("dtype", c_uint8),
         ("flags", c_uint8),
-        ("zero", c_uint8 * 4),
+        ("columns", c_uint32),
     )
 
 
@@ -87,15 +87,32 @@ def status_text(status: int) -> str:
     return text.decode()
 
 
-def encode(spec: Spec, gradient: int, frame: int, capacity: int) -> None:
-    """Encode ``spec.count`` elements at address ``gradient`` into ``capacity`` bytes at ``frame``."""
-    status = library().qsgd_encode(spec, gradient, frame, capacity, default_threads())
+def encode(spec: Spec, gradient: int, frame: int, capacity: int) -> int:
+    """Encode ``spec.count`` elements at address ``gradient`` into at most ``capacity`` bytes at ``frame``: how many?"""
+    size = c_uint64()
+    status = library().qsgd_encode(spec, gradient, frame, capacity, default_threads(), size)
     if status:
         _raise_unless_ok(status)
+    return size.value
+
+
+def columns(shape: Sequence[int]) -> int:
+    """``Spec.columns`` for a tensor of this shape: elements in a row of it, as a matrix; 0 if it has no rows."""
+    return int(library().qsgd_columns((c_uint64 * len(shape))(*shape), len(shape)))
+
+
+def pad(frame: int, capacity: int, size: int) -> None:
+    """Make the frame at ``frame`` ``size`` bytes long, a multiple of 16, by more or less padding."""
+    _raise_unless_ok(library().qsgd_pad(frame, capacity, size))
+
+
+def padded_bytes(size: int, last: int) -> int:
+    """How long to make a frame that needs ``size`` bytes, the tensor's last one having been ``last`` bytes long."""
+    return int(library().qsgd_padded_bytes(size, last))
 
 
 def frame_bytes(spec: Spec) -> int:
-    """Bytes of the frame that ``encode`` writes for ``spec``."""
+    """The most bytes of a frame that ``encode`` writes for ``spec``: all have as many if the codec has a fixed width."""
     size = c_uint64()
     _raise_unless_ok(library().qsgd_frame_bytes(ctypes.byref(spec), ctypes.byref(size)))
     return size.value
@@ -183,7 +200,10 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "qsgd_abi_version": (c_uint32,),
     "qsgd_isa": (c_char_p,),
     "qsgd_frame_bytes": (c_int, POINTER(Spec), POINTER(c_uint64)),
-    "qsgd_encode": (c_int, POINTER(Spec), c_void_p, c_void_p, c_uint64, c_uint32),
+    "qsgd_encode": (c_int, POINTER(Spec), c_void_p, c_void_p, c_uint64, c_uint32, POINTER(c_uint64)),
+    "qsgd_columns": (c_uint32, POINTER(c_uint64), c_uint32),
+    "qsgd_pad": (c_int, c_void_p, c_uint64, c_uint64),
+    "qsgd_padded_bytes": (c_uint64, c_uint64, c_uint64),
     "qsgd_decode_sum": (
         c_int, c_void_p, c_uint64, c_uint32, POINTER(Expectation), c_float, c_void_p, c_uint32, POINTER(c_uint32)
     ),

@@ -20,8 +20,8 @@ class Slot:
     """What stays the same about one tensor from step to step, and must be the same on all ranks."""
 
     __slots__ = (
-        "accepted", "dtype", "expected", "frame_bytes", "last_step", "name", "operation", "quantization", "signature",
-        "size", "spec", "tokens",
+        "accepted", "dtype", "expected", "frame_bytes", "last_step", "most_bytes", "name", "operation", "quantization",
+        "signature", "size", "spec", "tokens",
     )  # fmt: skip
 
     def __init__(self, name: str, operation: str, dtype: str, spec: native.Spec, size: int) -> None:
@@ -34,8 +34,9 @@ class Slot:
         self.signature = native.signature(operation, spec.tensor, spec.count, spec.dtype)
         self.tokens: Any = None  # the frontend's tensors for them
         self.accepted: tuple[bytes, float] | None = None  # a reduced token that was found right, and its factor
-        self.quantization: Any = None  # that frame_bytes is for
-        self.frame_bytes = 0
+        self.quantization: Any = None  # that most_bytes is for
+        self.most_bytes = 0  # of a frame
+        self.frame_bytes = 0  # of this rank's last one
         self.last_step = -1
 
     def step_after(self, step: int) -> int:

@@ -51,8 +51,8 @@ WIRE_DTYPES = {
 }
 # A shape that no gradient has, so that ranks of which only one compresses are told by Horovod.
 TOKEN_SHAPE = (native.TOKEN_LENGTH, 1, 1, 1, 1, 1, 1)
-# No fixed-width frame of n elements is longer than this many bytes: a scale and a code for each element.
-BYTES_PER_ELEMENT, BYTES_PER_FRAME = 5, 512
+# No frame of n elements is longer than this many bytes: a scale and a code for each element.
+BYTES_PER_ELEMENT, BYTES_PER_FRAME = 9, 4096
 
 
 class QSGD(HorovodCompressor):  # type: ignore[misc]
@@ -137,7 +137,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         if wire is None:
             return self._carry(tensor)
         core = self._core
-        ticket = core.open(name, tensor.numel(), wire.dtype, self._ranks)
+        ticket = core.open(name, tensor.shape, wire.dtype, self._ranks)
         slot = ticket.slot
         try:
             gradient = _readable(tensor, wire.carrier)

@@ -15,13 +15,14 @@ assert HEADER.size == HEADER_BYTES
 
 
 class Codec(NamedTuple):
-    """A codec's number on the wire and the most levels that it can code."""
+    """A codec's number on the wire, the most levels that it can code, and whether its frames' lengths vary."""
 
     id: int
     max_levels: int
+    variable: bool
 
 
-CODECS = {"packed": Codec(1, 127), "ternary": Codec(2, 1)}
+CODECS = {"packed": Codec(1, 127, False), "ternary": Codec(2, 1, False), "rans": Codec(5, 32767, True)}
 NORMS = {"max": 1, "l2": 2}
 DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

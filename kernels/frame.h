@@ -25,6 +25,9 @@ constexpr uint64_t kMaxCount = 1ull << 48;
 constexpr uint64_t kMaxMessage = 1024;
 constexpr uint64_t kChecksumWord = 11;  // index of the checksum among the frame's 64-bit words
 constexpr uint64_t kUnit = 512;         // elements a packed unit: 32 rows of 16 lanes
+constexpr uint32_t kMostNarrowLevels = 127;  // whose codes fit a byte
+constexpr uint32_t kMostLevels = 32767;
+constexpr uint64_t kStretch = 1 << 17;       // elements that a variable-length codec is decoded by
 constexpr uint64_t kTernaryUnit = 80;   // elements a ternary unit: 5 rows of 16 lanes
 
 QSGD_HD uint64_t ceil_div(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
@@ -37,7 +40,16 @@ QSGD_HD uint32_t code_bits(uint32_t levels) {
     return bits;
 }
 
-QSGD_HD uint32_t max_levels(uint8_t codec) { return codec == QSGD_CODEC_TERNARY ? 1 : 127; }
+QSGD_HD bool is_codec(uint8_t codec) {
+    return codec == QSGD_CODEC_PACKED || codec == QSGD_CODEC_TERNARY || codec == QSGD_CODEC_RANS;
+}
+QSGD_HD bool has_fixed_width(uint8_t codec) {
+    return codec == QSGD_CODEC_PACKED || codec == QSGD_CODEC_TERNARY;
+}
+
+QSGD_HD uint32_t max_levels(uint8_t codec) {
+    return codec == QSGD_CODEC_TERNARY ? 1 : codec == QSGD_CODEC_PACKED ? kMostNarrowLevels : kMostLevels;
+}
 
 QSGD_HD uint64_t payload_bytes(uint8_t codec, uint32_t levels, uint64_t count) {
     if (codec == QSGD_CODEC_TERNARY) return 16 * ceil_div(count, kTernaryUnit);
@@ -46,7 +58,8 @@ QSGD_HD uint64_t payload_bytes(uint8_t codec, uint32_t levels, uint64_t count) {
     return 64 * (bits * (count / kUnit) + ceil_div(bits * last_rows, 32));
 }
 
-// Where the parts of a frame lie, in bytes from its start.
+// Where the parts of a frame lie, in bytes from its start. With a variable-length codec only the coder knows
+// the last two: they are 0 here.
 struct Layout {
     uint64_t buckets, payload, coded_bytes, frame_bytes;
 };
@@ -55,17 +68,29 @@ QSGD_HD Layout layout(uint8_t codec, uint32_t levels, uint64_t count, uint64_t b
     Layout at;
     at.buckets = ceil_div(count, bucket_size);
     at.payload = QSGD_HEADER_BYTES + roundup16(4 * at.buckets);
-    at.coded_bytes = at.payload + payload_bytes(codec, levels, count);
+    const bool fixed = has_fixed_width(codec);
+    at.coded_bytes = fixed ? at.payload + payload_bytes(codec, levels, count) : 0;
     at.frame_bytes = roundup16(at.coded_bytes);
     return at;
+}
+
+// Whether coded_bytes and frame_bytes can be right: with a variable-length codec the payload must tell.
+QSGD_HD bool lengths_possible(const Header& h) {
+    if (h.codec == QSGD_CODEC_ERROR)
+        return h.coded_bytes >= QSGD_HEADER_BYTES && h.coded_bytes <= QSGD_HEADER_BYTES + kMaxMessage &&
+               h.frame_bytes == roundup16(h.coded_bytes);
+    const Layout at = layout(h.codec, h.levels, h.count, h.bucket_size);
+    if (has_fixed_width(h.codec))
+        return h.coded_bytes == at.coded_bytes && h.frame_bytes == at.frame_bytes;
+    return h.coded_bytes >= at.payload && h.coded_bytes <= h.frame_bytes && h.frame_bytes % 16 == 0;
 }
 
 // Check 1 to 3 of section 9: QSGD_OK or QSGD_ERROR_FRAME for a frame that is valid by itself.
 QSGD_HD int check_header(const Header& h, uint64_t bytes_there) {
     if (h.magic != kMagic) return QSGD_BAD_MAGIC;
     if (h.version != kVersion) return QSGD_BAD_VERSION;
-    if (h.codec > QSGD_CODEC_TERNARY) return QSGD_BAD_CODEC;
     const bool error = h.codec == QSGD_CODEC_ERROR;
+    if (!error && !is_codec(h.codec)) return QSGD_BAD_CODEC;
     if (error ? h.norm != 0 : h.norm != QSGD_NORM_MAX && h.norm != QSGD_NORM_L2) return QSGD_BAD_NORM;
     if (h.dtype < QSGD_FLOAT32 || h.dtype > QSGD_BFLOAT16) return QSGD_BAD_DTYPE;
     if (h.zero0 || h.zero1 || (h.flags & ~QSGD_FLAG_SQUARED_NORM)) return QSGD_BAD_RESERVED;
@@ -75,14 +100,7 @@ QSGD_HD int check_header(const Header& h, uint64_t bytes_there) {
     if (error ? h.bucket_size != 0 : h.bucket_size < 1 || h.bucket_size > kMaxCount)
         return QSGD_BAD_BUCKET_SIZE;
     if (error ? h.levels != 0 : h.levels < 1 || h.levels > max_levels(h.codec)) return QSGD_BAD_LEVELS;
-    if (error) {
-        if (h.coded_bytes < QSGD_HEADER_BYTES || h.coded_bytes > QSGD_HEADER_BYTES + kMaxMessage)
-            return QSGD_BAD_LENGTH;
-        if (h.frame_bytes != roundup16(h.coded_bytes)) return QSGD_BAD_LENGTH;
-    } else {
-        const Layout at = layout(h.codec, h.levels, h.count, h.bucket_size);
-        if (h.coded_bytes != at.coded_bytes || h.frame_bytes != at.frame_bytes) return QSGD_BAD_LENGTH;
-    }
+    if (!lengths_possible(h)) return QSGD_BAD_LENGTH;
     if (h.frame_bytes > bytes_there) return QSGD_TRUNCATED;
     return error ? QSGD_ERROR_FRAME : QSGD_OK;
 }

@@ -27,6 +27,7 @@ constexpr Words kWords[] = {
     {QSGD_BAD_BUCKET_SIZE, "claims an impossible bucket size"},
     {QSGD_BAD_LEVELS, "claims levels that its codec does not have"},
     {QSGD_BAD_LENGTH, "claims a length that does not fit its other fields"},
+    {QSGD_BAD_PAYLOAD, "has a payload that no encoder writes"},
     {QSGD_BAD_SCALE, "has a scale that no encoder writes"},
     {QSGD_ERROR_FRAME, "is an error frame"},
     {QSGD_OTHER_COUNT, "has another number of elements than the tensor here"},

@@ -12,14 +12,14 @@
 extern "C" {
 #endif
 
-#define QSGD_ABI_VERSION 2
+#define QSGD_ABI_VERSION 3
 #define QSGD_API __attribute__((visibility("default")))
 
 typedef enum {
     QSGD_OK = 0,
     /* What the caller asked for. */
     QSGD_BAD_ARGUMENT = 1,    /* a null pointer, or a field of qsgd_spec out of range */
-    QSGD_FRAME_TOO_SMALL = 2, /* the buffer given to qsgd_encode is smaller than qsgd_frame_bytes */
+    QSGD_FRAME_TOO_SMALL = 2, /* the buffer given to qsgd_encode or qsgd_pad is too small */
     QSGD_OUT_OF_MEMORY = 3,   /* scratch memory or threads could not be had */
     /* A frame that is not valid by itself, in the order of the checks. */
     QSGD_TRUNCATED = 10,
@@ -33,6 +33,7 @@ typedef enum {
     QSGD_BAD_BUCKET_SIZE = 18,
     QSGD_BAD_LEVELS = 19,
     QSGD_BAD_LENGTH = 20,  /* coded_bytes or frame_bytes is not what the other fields give */
+    QSGD_BAD_PAYLOAD = 23, /* the payload of a variable-length codec is none that an encoder writes */
     QSGD_BAD_SCALE = 22,   /* a scale is negative, infinite or another NaN than the canonical one */
     QSGD_ERROR_FRAME = 21, /* valid: the rank could not encode and sent a message instead */
     /* A valid frame that does not belong in this sum. */
@@ -49,7 +50,14 @@ typedef enum {
     QSGD_OTHER_MEANING = 42    /* a rank sent another signature */
 } qsgd_status;
 
-enum { QSGD_CODEC_ERROR = 0, QSGD_CODEC_PACKED = 1, QSGD_CODEC_TERNARY = 2 };
+enum {
+    QSGD_CODEC_ERROR = 0,
+    QSGD_CODEC_PACKED = 1,
+    QSGD_CODEC_TERNARY = 2,
+    QSGD_CODEC_ELIAS_DENSE = 3,
+    QSGD_CODEC_ELIAS_SPARSE = 4,
+    QSGD_CODEC_RANS = 5
+};
 enum { QSGD_NORM_MAX = 1, QSGD_NORM_L2 = 2 };
 enum { QSGD_FLOAT32 = 1, QSGD_FLOAT16 = 2, QSGD_BFLOAT16 = 3 };
 enum { QSGD_FLAG_SQUARED_NORM = 1 };
@@ -69,7 +77,7 @@ typedef struct {
     uint8_t norm;
     uint8_t dtype;
     uint8_t flags;
-    uint8_t zero[4];
+    uint32_t columns; /* elements in a row of the tensor, 0 if it has none: what rans makes use of */
 } qsgd_spec;
 
 /* What every frame of a sum must say. */
@@ -88,13 +96,24 @@ QSGD_API uint32_t qsgd_abi_version(void);
  * HVD_QSGD_ISA; the bytes are the same for all. */
 QSGD_API const char* qsgd_isa(void);
 
-/* Bytes of the frame that qsgd_encode writes for *spec. */
+/* What spec.columns is for a tensor of this shape: elements in a row of it, taken as a matrix as square as possible; 0 if it
+ * has no rows. It tells rans which elements may belong together: those of a row, those of a column. */
+QSGD_API uint32_t qsgd_columns(const uint64_t* shape, uint32_t dimensions);
+
+/* The most bytes of a frame that qsgd_encode writes for *spec; with a fixed-width codec it always has as many. */
 QSGD_API int qsgd_frame_bytes(const qsgd_spec* spec, uint64_t* bytes);
 
-/* Encode spec->count elements at `gradient` into one frame of qsgd_frame_bytes(spec) bytes at `frame`, on at
- * most `threads` threads (0 counts as 1). */
+/* Encode spec->count elements at `gradient` into one frame at `frame`, which has room for `capacity` bytes (at least
+ * qsgd_frame_bytes(spec)), on at most `threads` threads (0 counts as 1). *bytes becomes the frame's length. */
 QSGD_API int qsgd_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
-                         uint32_t threads);
+                         uint32_t threads, uint64_t* bytes);
+
+/* Make the frame at `frame` `bytes` long, a multiple of 16, by more or less padding. */
+QSGD_API int qsgd_pad(void* frame, uint64_t capacity, uint64_t bytes);
+
+/* How long to make a frame that needs `bytes`, the tensor's last one having been `last` long (0: there was none):
+ * as long as that, if it does, so that sizes stay put from step to step. */
+QSGD_API uint64_t qsgd_padded_bytes(uint64_t bytes, uint64_t last);
 
 /* out[i] = factor * (sum over frames, in order, of the decoded values). `frames` holds `frame_count` frames
  * one after the other, `bytes` in all; `out` has room for expected->count elements of expected->dtype. On

@@ -75,10 +75,10 @@ class Kernels:
         gradient = shifted(array.tobytes(), offset)
         with guarded(size.value, offset) as frame:
             status = self.c.qsgd_encode(
-                ctypes.byref(spec), gradient.ctypes.data, frame.ctypes.data, frame.size, threads
+                ctypes.byref(spec), gradient.ctypes.data, frame.ctypes.data, frame.size, threads, ctypes.byref(size)
             )
             assert status == native.OK
-        return frame.tobytes()
+        return frame[: size.value].tobytes()
 
     def decode_sum(
         self,
@@ -231,7 +231,7 @@ def compressor(**options: Any) -> Compressor:
 
 
 def leave(core: Compressor, name: str | None = None, count: int = 8, ranks: Ranks = ALONE) -> Ticket:
-    return core.open(name, count, "float32", lambda: ranks)
+    return core.open(name, (count,), "float32", lambda: ranks)
 
 
 def arrive(core: Compressor, ticket: Ticket) -> float:

@@ -128,7 +128,7 @@ def test_wrong_arguments(wrong: dict[str, int]) -> None:
         size = ctypes.c_uint64()
         assert kernels.c.qsgd_frame_bytes(ctypes.byref(spec), ctypes.byref(size)) == 1
         address = room.ctypes.data
-        assert kernels.c.qsgd_encode(ctypes.byref(spec), address, address, room.size, 1) == 1
+        assert kernels.c.qsgd_encode(ctypes.byref(spec), address, address, room.size, 1, size) == 1
         assert not room.any()
 
 
@@ -137,7 +137,8 @@ def test_a_buffer_that_is_too_small() -> None:
     spec = make_spec(100, levels=7, bucket_size=16)
     for kernels in all_kernels():
         room = np.zeros(len(kernels.encode(values, levels=7, bucket_size=16)) - 1, np.uint8)
-        status = kernels.c.qsgd_encode(ctypes.byref(spec), values.ctypes.data, room.ctypes.data, room.size, 1)
+        size = ctypes.c_uint64()
+        status = kernels.c.qsgd_encode(ctypes.byref(spec), values.ctypes.data, room.ctypes.data, room.size, 1, size)
         assert status == 2
         assert not room.any()
 

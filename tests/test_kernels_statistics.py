@@ -106,7 +106,7 @@ class Sampler:
         frame = np.empty(size.value, np.uint8)
         where = native.Expectation(n, spec.tensor, step, spec.dtype, spec.rank)
         at, to = frame.ctypes.data, self.out.ctypes.data
-        assert self.c.qsgd_encode(ctypes.byref(spec), self.gradient.ctypes.data, at, size.value, 2) == native.OK
+        assert self.c.qsgd_encode(ctypes.byref(spec), self.gradient.ctypes.data, at, size.value, 2, size) == native.OK
         args = (at, size.value, 1, ctypes.byref(where), 1.0, to, 2, ctypes.byref(bad))
         assert self.c.qsgd_decode_sum(*args) == native.OK
         return self.out

@@ -121,7 +121,7 @@ def test_the_ranks_are_asked_once_a_step() -> None:
         return asked[-1]
 
     for expected in answers:
-        tickets = [core.open(name, 8, "float32", ranks) for name in "ab"]
+        tickets = [core.open(name, (8,), "float32", ranks) for name in "ab"]
         assert {(t.slot.spec.rank, t.slot.size) for t in tickets} == {expected[:2]}
         for ticket in tickets:
             arrive(core, ticket)
@@ -164,5 +164,5 @@ def test_given_names_must_be_unique_while_in_use() -> None:
 
 def test_signatures_tell_tensors_apart() -> None:
     core = compressor()
-    tickets = [leave(core, "w"), leave(core, "v"), leave(core, "w", 9), core.open("w", 8, "float16", lambda: ALONE)]
+    tickets = [leave(core, "w"), leave(core, "v"), leave(core, "w", 9), core.open("w", (8,), "float16", lambda: ALONE)]
     assert len({ticket.slot.signature for ticket in tickets}) == 4

@@ -1,4 +1,5 @@
 // The C ABI over the kernels of the instruction set in use: argument checks, threads and scratch memory.
+#include <algorithm>
 #include <new>
 #include <system_error>
 
@@ -11,7 +12,7 @@ namespace qsgd {
 namespace {
 
 int check_spec(const qsgd_spec& s) {
-    const bool codec = s.codec == QSGD_CODEC_PACKED || s.codec == QSGD_CODEC_TERNARY;
+    const bool codec = is_codec(s.codec);
     const bool norm = s.norm == QSGD_NORM_MAX || s.norm == QSGD_NORM_L2;
     const bool dtype = s.dtype >= QSGD_FLOAT32 && s.dtype <= QSGD_BFLOAT16;
     const bool flags = (s.flags & ~QSGD_FLAG_SQUARED_NORM) == 0;
@@ -22,6 +23,13 @@ int check_spec(const qsgd_spec& s) {
 
 Layout layout_of(const qsgd_spec& spec) {
     return layout(spec.codec, spec.levels, spec.count, spec.bucket_size);
+}
+
+// The most bytes of a frame.
+uint64_t most_bytes(const qsgd_spec& spec) {
+    const Layout at = layout_of(spec);
+    return has_fixed_width(spec.codec) ? at.frame_bytes
+                                       : roundup16(at.payload + most_rans_bytes(spec.count, spec.columns));
 }
 
 // Runs body() and turns what it throws into a status: nothing passes the C ABI.
@@ -46,22 +54,60 @@ uint32_t qsgd_abi_version(void) { return QSGD_ABI_VERSION; }
 
 const char* qsgd_isa(void) { return kernels().name; }
 
+uint32_t qsgd_columns(const uint64_t* shape, uint32_t dimensions) {
+    uint64_t count = 1, best = 0, columns = 0;
+    for (uint32_t k = 0; k < dimensions; ++k) count *= shape[k];
+    for (uint64_t split = count, k = 0; count && k + 1 < dimensions; ++k) {
+        split /= shape[k];
+        const uint64_t smaller = std::min(split, count / split);
+        if (smaller > best) best = smaller, columns = split;
+    }
+    return best > 1 && columns <= UINT32_MAX ? static_cast<uint32_t>(columns) : 0;
+}
+
 int qsgd_frame_bytes(const qsgd_spec* spec, uint64_t* bytes) {
     if (!spec || !bytes || check_spec(*spec) != QSGD_OK) return QSGD_BAD_ARGUMENT;
-    *bytes = layout_of(*spec).frame_bytes;
+    *bytes = most_bytes(*spec);
     return QSGD_OK;
 }
 
 int qsgd_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
-                uint32_t threads) {
-    if (!spec || !frame || check_spec(*spec) != QSGD_OK) return QSGD_BAD_ARGUMENT;
+                uint32_t threads, uint64_t* bytes) {
+    if (!spec || !frame || !bytes || check_spec(*spec) != QSGD_OK) return QSGD_BAD_ARGUMENT;
     if (!gradient && spec->count) return QSGD_BAD_ARGUMENT;
-    const Layout at = layout_of(*spec);
-    if (capacity < at.frame_bytes) return QSGD_FRAME_TOO_SMALL;
+    if (capacity < most_bytes(*spec)) return QSGD_FRAME_TOO_SMALL;
     return guarded([&] {
-        encode_frame({*spec, at, gradient, static_cast<uint8_t*>(frame), false}, threads);
+        const EncodeJob job = {*spec, layout_of(*spec), gradient, static_cast<uint8_t*>(frame), false};
+        *bytes = encode_frame(job, threads);
         return QSGD_OK;
     });
+}
+
+int qsgd_pad(void* frame, uint64_t capacity, uint64_t bytes) {
+    auto* const base = static_cast<uint8_t*>(frame);
+    Header h;
+    if (!frame || bytes % 16 != 0) return QSGD_BAD_ARGUMENT;
+    if (bytes > capacity) return QSGD_FRAME_TOO_SMALL;
+    const int status = read_header(base, capacity, h);
+    if (status != QSGD_OK) return status;
+    if (bytes < h.coded_bytes || has_fixed_width(h.codec)) return QSGD_BAD_ARGUMENT;
+    const auto terms = [&] {  // of the words that change
+        return checksum_terms(base, 64, 72) + checksum_terms(base, roundup16(h.coded_bytes), h.frame_bytes);
+    };
+    h.checksum -= terms();
+    memset(base + h.coded_bytes, 0, bytes - h.coded_bytes);
+    h.frame_bytes = bytes;
+    memcpy(base, &h, sizeof h);
+    write_checksum(base, h.checksum + terms());
+    return QSGD_OK;
+}
+
+uint64_t qsgd_padded_bytes(uint64_t bytes, uint64_t last) {
+    // An eighth of an octave: what is padded is a sixteenth of the frame on average.
+    if (bytes <= last && bytes >= last - last / 4) return last;
+    uint64_t step = 16;
+    while (step * 16 < bytes) step *= 2;
+    return ceil_div(bytes + bytes / 32, step) * step;
 }
 
 int qsgd_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
@@ -83,7 +129,12 @@ int qsgd_check(const void* frame, uint64_t bytes, uint64_t* frame_bytes) {
     if (status != QSGD_OK && status != QSGD_ERROR_FRAME) return status;
     *frame_bytes = h.frame_bytes;
     if (status == QSGD_OK && !scales_possible(base, ceil_div(h.count, h.bucket_size))) return QSGD_BAD_SCALE;
-    return checksum_terms(base, 0, h.frame_bytes) == h.checksum ? status : QSGD_BAD_CHECKSUM;
+    if (checksum_terms(base, 0, h.frame_bytes) != h.checksum) return QSGD_BAD_CHECKSUM;
+    if (status != QSGD_OK || has_fixed_width(h.codec)) return status;
+    return guarded([&] {
+        const FrameView view = {base, h, layout(h.codec, h.levels, h.count, h.bucket_size), nullptr};
+        return RansPayload().open(view) ? QSGD_OK : QSGD_BAD_PAYLOAD;
+    });
 }
 
 int qsgd_seal(void* frame, uint64_t bytes) {

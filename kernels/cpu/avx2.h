@@ -38,6 +38,15 @@ struct Lanes {
             _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
     }
+    static void store_low_halves(int16_t* p, Int v) {
+        const Int low = bit_and(v, set(0xFFFFu));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                            _mm256_permute4x64_epi64(_mm256_packus_epi32(low.a, low.b), 0xD8));
+    }
+    static Int load_halves(const int16_t* p) {  // with their signs
+        return {_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+                _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+    }
     static Int load_bytes(const uint8_t* p) {
         return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))),
                 _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)))};
@@ -131,6 +140,7 @@ struct Lanes {
     }
     static Float clamp(Float x, Float limit) { return {clamp256(x.a, limit.a), clamp256(x.b, limit.b)}; }
     static Int round(Float x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+    static Int truncate(Float x) { return {_mm256_cvttps_epi32(x.a), _mm256_cvttps_epi32(x.b)}; }
     static Float convert(Int x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
     static __m256 canonical256(__m256 x) {
         const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(kNanBits));

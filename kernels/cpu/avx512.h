@@ -29,6 +29,12 @@ struct Lanes {
     static void store_low_bytes(int8_t* p, Int a) {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
     }
+    static void store_low_halves(int16_t* p, Int a) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
+    }
+    static Int load_halves(const int16_t* p) {  // with their signs
+        return _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
     static Int load_bytes(const uint8_t* p) {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }
@@ -96,6 +102,7 @@ struct Lanes {
     // The value of the smaller magnitude, with the sign of a: a limited to [-limit, limit].
     static Float clamp(Float a, Float limit) { return _mm512_range_ps(a, limit, 0x2); }
     static Int round(Float a) { return _mm512_cvtps_epi32(a); }
+    static Int truncate(Float a) { return _mm512_cvttps_epi32(a); }
     static Float convert(Int a) { return _mm512_cvtepi32_ps(a); }
     // range_ps of two NaNs is the first, of a NaN and a number the number.
     static Float canonical_nan(Float a) {

@@ -54,6 +54,14 @@ struct Lanes {
     static void store_low_bytes(int8_t* p, Int v) {
         for (int l = 0; l < 16; ++l) p[l] = static_cast<int8_t>(v.part[l / 4][l % 4]);
     }
+    static void store_low_halves(int16_t* p, Int v) {
+        for (int l = 0; l < 16; ++l) p[l] = static_cast<int16_t>(v.part[l / 4][l % 4]);
+    }
+    static Int load_halves(const int16_t* p) {  // with their signs
+        uint32_t v[16];
+        for (int l = 0; l < 16; ++l) v[l] = static_cast<uint32_t>(static_cast<int32_t>(p[l]));
+        return load(v);
+    }
     static Int load_bytes(const uint8_t* p) {
         uint32_t v[16];
         for (int l = 0; l < 16; ++l) v[l] = p[l];
@@ -193,6 +201,10 @@ struct Lanes {
     }
     static Int round(Float x) {
         return each<Int>([&](int k) { return round4(x.part[k]); });
+    }
+    static Int truncate(Float x) {
+        return each<Int>(
+            [&](int k) { return reinterpret_cast<Uint4>(__builtin_convertvector(x.part[k], Int4)); });
     }
     static Float convert(Int x) {
         return each<Float>(

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/decode_alike.h"
-#include "cpu/elements.h"
+#include "cpu/sums.h"
 
 namespace qsgd {
 namespace {
@@ -36,22 +36,22 @@ class BlockDecoder {
 
     void decode_together(uint64_t begin, uint64_t length, uint64_t first_step) {
         const uint64_t offset = job_.frames[0].at.payload + begin / kind_.elements * kind_.bytes;
-        float* out = direct_ ? element_at<float>(job_.out, begin) : sum_;
+        float* out = direct_ ? element_at<float>(job_.out, begin) : sums_.data();
         kind_.sum(job_, work_, offset, first_step, length / kind_.elements, out);
-        if (!direct_) write(begin, length, 1);
+        if (!direct_) sums_.write(job_, begin, length, 1);
     }
 
     // Frame by frame: any codecs, buckets and lengths.
     void decode_apart(uint64_t begin, uint64_t length) {
-        memset(sum_, 0, ceil_div(length, 16) * 16 * sizeof *sum_);
+        sums_.clear(length);
         for (uint32_t f = 0; f < job_.frame_count; ++f) {
             const FrameView& frame = job_.frames[f];
-            work_[f].sums[0] += frame.header.codec == QSGD_CODEC_TERNARY
-                                    ? unpack_ternaries(frame, begin, length)
-                                    : unpack_units(frame, begin, length);
-            add_values(frame, begin, length);
+            const bool ternary = frame.header.codec == QSGD_CODEC_TERNARY;
+            work_[f].sums[0] +=
+                ternary ? unpack_ternaries(frame, begin, length) : unpack_units(frame, begin, length);
+            sums_.add(frame, begin, length, codes_, ternary ? 1 : code_scale(code_bits(frame.header.levels)));
         }
-        write(begin, length, job_.factor);
+        sums_.write(job_, begin, length, job_.factor);
     }
 
     uint64_t unpack_units(const FrameView& frame, uint64_t begin, uint64_t length) {
@@ -76,56 +76,11 @@ class BlockDecoder {
         return checksum(frame.base + offset, offset / 8, 2 * units);
     }
 
-    void add_values(const FrameView& frame, uint64_t begin, uint64_t length) {
-        const uint64_t size = frame.header.bucket_size;
-        const uint64_t first = begin / size, buckets = (begin + length - 1) / size - first + 1;
-        const bool ternary = frame.header.codec == QSGD_CODEC_TERNARY;
-        bucket_steps(frame, first, buckets, ternary ? 1 : code_scale(code_bits(frame.header.levels)),
-                     bucket_steps_);
-        for (uint64_t k = 0, from = 0; k < buckets; ++k) {
-            const uint64_t bucket_end = (first + k + 1) * size - begin;
-            const uint64_t to = bucket_end < length ? bucket_end : length;
-            add_bucket(from, to, bucket_steps_[k], is_tiny(scale_of(frame, first + k)) ? kUnrescale : 1.0f);
-            from = to;
-        }
-    }
-
-    void add_bucket(uint64_t from, uint64_t to, float step, float unrescale) {
-        alignas(64) static const uint32_t kOnes[32] = {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u,
-                                                       ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
-        const Lanes::Float steps = Lanes::set(step), unrescales = Lanes::set(unrescale);
-        for (uint64_t i = from; i < to; i += 16) {
-            // Beyond the bucket a zero is added, which changes no sum: none is -0.
-            const uint64_t beyond = to - i < 16 ? 16 - (to - i) : 0;
-            const Lanes::Float mine = Lanes::keep(steps, Lanes::load(kOnes + beyond));
-            const Lanes::Float value =
-                Lanes::multiply(Lanes::multiply(Lanes::load(codes_ + i), mine), unrescales);
-            Lanes::store(sum_ + i, Lanes::add(Lanes::load(sum_ + i), value));
-        }
-    }
-
-    // Elements [begin, begin + length) of the result, from sum_.
-    void write(uint64_t begin, uint64_t length, float factor) {
-        with_dtype(job_.dtype, [&](auto t) {
-            using T = decltype(t);
-            auto* out = element_at<typename T::Element>(job_.out, begin);
-            const Lanes::Float factors = Lanes::set(factor);
-            uint64_t i = 0;
-            for (; i + 16 <= length; i += 16)
-                T::store(out + i, Lanes::multiply(Lanes::load(sum_ + i), factors));
-            if (i == length) return;
-            typename T::Element last[16];
-            T::store(last, Lanes::multiply(Lanes::load(sum_ + i), factors));
-            memcpy(out + i, last, (length - i) * sizeof *last);
-        });
-    }
-
     const DecodeJob& job_;
     FrameWork* const work_;
     const Kind kind_;
     const bool direct_;
-    float bucket_steps_[kBlock];
-    alignas(64) float sum_[kBlock + 16];
+    Sums<kBlock> sums_;
     alignas(64) float codes_[kBlock + kTernaryUnit];
 };
 

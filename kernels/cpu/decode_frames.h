@@ -2,9 +2,10 @@
 // decoding.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
-#include "cpu/checked.h"
+#include "cpu/coded_payload.h"
 #include "cpu/threads.h"
 
 namespace qsgd {
@@ -66,6 +67,35 @@ inline int verify(const std::vector<FrameView>& views, const std::vector<FrameWo
     return QSGD_OK;
 }
 
+inline bool any_variable(const std::vector<FrameView>& views) {
+    for (const FrameView& view : views)
+        if (!has_fixed_width(view.header.codec)) return true;
+    return false;
+}
+
+// Decode-and-sum where some frames have a variable-length codec: their checksums come first.
+inline int decode_variable(std::vector<FrameView>& views, DecodeJob& job, uint32_t threads, uint32_t& bad_frame) {
+    for (bad_frame = 0; bad_frame < views.size(); ++bad_frame) {
+        const Header& h = views[bad_frame].header;
+        if (checksum_terms(views[bad_frame].base, 0, h.frame_bytes) != h.checksum) return QSGD_BAD_CHECKSUM;
+    }
+    std::vector<RansPayload> payloads(views.size());
+    for (bad_frame = 0; bad_frame < views.size(); ++bad_frame) {
+        FrameView& view = views[bad_frame];
+        if (has_fixed_width(view.header.codec)) continue;
+        if (!payloads[bad_frame].open(view)) return QSGD_BAD_PAYLOAD;
+        view.coded = &payloads[bad_frame].coded;
+    }
+    std::vector<RansDecodeStream> streams(kRansStreams * views.size() * threads);
+    std::vector<uint32_t> bad(threads, job.frame_count);
+    parallel(threads, stretches_of(job.count), [&](uint32_t worker, uint64_t first, uint64_t last) {
+        RansDecodeStream* const mine = streams.data() + kRansStreams * views.size() * worker;
+        if (first < last) bad[worker] = kernels().decode_stretches(job, first, last, mine);
+    });
+    bad_frame = *std::min_element(bad.begin(), bad.end());
+    return bad_frame < job.frame_count ? QSGD_BAD_PAYLOAD : QSGD_OK;
+}
+
 inline int decode_frames(const uint8_t* frames, uint64_t bytes, uint32_t frame_count,
                          const qsgd_expectation& expected, float factor, void* out, uint32_t allowed_threads,
                          uint32_t& bad_frame) {
@@ -82,6 +112,7 @@ inline int decode_frames(const uint8_t* frames, uint64_t bytes, uint32_t frame_c
     job.count = expected.count, job.factor = factor, job.out = out;
 
     const uint32_t threads = useful_threads(allowed_threads, job.count);
+    if (any_variable(views)) return decode_variable(views, job, threads, bad_frame);
     std::vector<FrameWork> work(static_cast<uint64_t>(frame_count) * threads);
     for (uint64_t k = 0; k < work.size(); ++k) work[k].base = views[k % frame_count].base;
     parallel(threads, ceil_div(job.count, kBlock), [&](uint32_t worker, uint64_t first, uint64_t last) {

@@ -11,14 +11,14 @@ namespace {
 
 class BlockEncoder {
   public:
-    BlockEncoder(const EncodeJob& job, uint64_t first_block)
+    BlockEncoder(const EncodeJob& job, uint64_t begin)
         : job_(job),
           find_scales_(find_scales_of(job.spec.dtype, job.spec.norm)),
           bits_(code_bits(job.spec.levels)),
-          pack_units_(pack_units_of(bits_)),
+          pack_units_(pack_units_of(bits_ < 8 ? bits_ : 8)),
           levels_(static_cast<float>(job.spec.levels)),
           random_(job.spec.seed, job.spec.rank, job.spec.tensor, job.spec.step) {
-        const uint64_t begin = first_block * kBlock, bucket = job.spec.bucket_size;
+        const uint64_t bucket = job.spec.bucket_size;
         next_bucket_ = ceil_div(begin, bucket);
         if (!job.scales_ready && begin % bucket != 0) {  // an earlier range writes this one
             open_bucket_ = begin / bucket;
@@ -28,8 +28,31 @@ class BlockEncoder {
 
     // Payload of block number `block`, the one after the last call's, and its part of the checksum.
     uint64_t encode(uint64_t block) {
-        const uint64_t begin = block * kBlock, left = job_.spec.count - begin;
-        const uint64_t length = left < kBlock ? left : kBlock;
+        const uint64_t begin = block * kBlock, length = fewer(kBlock, job_.spec.count - begin);
+        const uint64_t whole = prepare(begin, length);
+        return job_.spec.codec == QSGD_CODEC_TERNARY ? ternary(begin, length, whole)
+                                                     : packed(begin, length, whole);
+    }
+
+    // Codes of elements [begin, end), the ones after the last call's, from the beginning of a unit on; zeros up
+    // to the end of the last one.
+    void codes(uint64_t begin, uint64_t end, int16_t* out) {
+        const auto code_units = job_.spec.levels > kMostNarrowLevels ? wide_code_units<true> : wide_code_units<false>;
+        for (; begin < end; begin += kBlock, out += kBlock) {
+            const uint64_t length = fewer(kBlock, end - begin), whole = prepare(begin, length);
+            const uint64_t unit = begin / kUnit, direct = whole / kUnit;
+            code_units(direct_rows(begin), levels_, random_, unit, direct, out);
+            code_units(staged_rows(whole), levels_, random_, unit + direct, ceil_div(length - whole, kUnit),
+                       out + whole);
+        }
+    }
+
+  private:
+    static uint64_t fewer(uint64_t a, uint64_t b) { return a < b ? a : b; }
+    uint8_t* scale_place(uint64_t bucket) const { return job_.frame + QSGD_HEADER_BYTES + 4 * bucket; }
+
+    // Scales, inverses and, from the number that is returned on, staged values of [begin, begin + length).
+    uint64_t prepare(uint64_t begin, uint64_t length) {
         const uint64_t next = next_bucket_;
         next_bucket_ = ceil_div(begin + length, job_.spec.bucket_size);
         if (!job_.scales_ready && next < next_bucket_)
@@ -42,12 +65,8 @@ class BlockEncoder {
         spread_inverses(begin, whole);
         if (whole < length)
             with_dtype(job_.spec.dtype, [&](auto t) { stage<decltype(t)>(begin, whole, length); });
-        return job_.spec.codec == QSGD_CODEC_TERNARY ? ternary(begin, length, whole)
-                                                     : packed(begin, length, whole);
+        return whole;
     }
-
-  private:
-    uint8_t* scale_place(uint64_t bucket) const { return job_.frame + QSGD_HEADER_BYTES + 4 * bucket; }
 
     // Scales of the buckets that meet the block, and their inverses; false if one is tiny or not finite.
     bool find_inverses() {
@@ -154,7 +173,7 @@ class BlockEncoder {
 };
 
 uint64_t encode_blocks(const EncodeJob& job, uint64_t first, uint64_t last) {
-    BlockEncoder encoder(job, first);
+    BlockEncoder encoder(job, first * kBlock);
     uint64_t terms = 0;
     for (uint64_t block = first; block < last; ++block) terms += encoder.encode(block);
     return terms;

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "cpu/checked.h"
+#include "cpu/encode_rans.h"
 #include "cpu/scale.h"
-#include "cpu/threads.h"
 
 namespace qsgd {
 namespace {
@@ -79,16 +79,27 @@ inline void write_header(const EncodeJob& job, uint64_t squared_norm) {
     memcpy(job.frame, &h, sizeof h);
 }
 
-inline void encode_frame(EncodeJob job, uint32_t allowed_threads) {
+// Writes the payload and the zeros after it, the length of which it finds; returns their terms of the checksum.
+inline uint64_t encode_variable(EncodeJob& job, uint32_t threads) {
+    const uint8_t* const end = encode_rans_payload(job, threads);
+    job.at.coded_bytes = static_cast<uint64_t>(end - job.frame);
+    job.at.frame_bytes = roundup16(job.at.coded_bytes);
+    memset(job.frame + job.at.coded_bytes, 0, job.at.frame_bytes - job.at.coded_bytes);
+    return checksum_terms(job.frame, job.at.payload, job.at.frame_bytes);
+}
+
+// Returns the frame's length.
+inline uint64_t encode_frame(EncodeJob job, uint32_t allowed_threads) {
     const uint32_t threads = useful_threads(allowed_threads, job.spec.count);
     const uint64_t scales_end = QSGD_HEADER_BYTES + 4 * job.at.buckets;
     memset(job.frame + scales_end, 0, job.at.payload - scales_end);
     job.scales_ready = job.at.buckets > 0 && job.spec.bucket_size >= kLargeBucket;
     if (job.scales_ready) find_large_scales(job, threads);
-    const uint64_t payload_terms = encode_payload(job, threads);
-    memset(job.frame + job.at.coded_bytes, 0, job.at.frame_bytes - job.at.coded_bytes);
+    const uint64_t payload_terms =
+        has_fixed_width(job.spec.codec) ? encode_payload(job, threads) : encode_variable(job, threads);
     write_header(job, job.spec.flags & QSGD_FLAG_SQUARED_NORM ? squared_norm_bits(job, threads) : 0);
     write_checksum(job.frame, payload_terms + checksum_terms(job.frame, 0, job.at.payload));
+    return job.at.frame_bytes;
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 // std:: templates, which the linker would merge across instruction sets.
 #pragma once
 
-#include "frame.h"
+#include "cpu/rans_tables.h"
 
 namespace qsgd {
 
@@ -25,10 +25,30 @@ struct EncodeJob {
     bool scales_ready;
 };
 
+// Where the encoder of a rans payload finds and leaves what.
+struct RansJob {
+    const RansEncoder* encoder;
+    uint8_t *units, *lengths;  // places in the frame
+};
+
+constexpr uint64_t kRansScratchWords = 2 * kStretch / kRansStreams + 32;  // more than a stream can have
+struct RansScratch {
+    int16_t* codes;   // of a stretch
+    uint16_t* words;  // of its streams
+};
+
+// What was read of a variable-length payload before its codes.
+struct CodedPayload {
+    const uint8_t* const* stretches;  // where the streams of each begin
+    const uint8_t* lengths;           // of the streams
+    RansDecoder rans;
+};
+
 struct FrameView {
     const uint8_t* base;
     Header header;
     Layout at;
+    const CodedPayload* coded;
 };
 
 struct DecodeJob {
@@ -66,6 +86,14 @@ struct Kernels {
     // Decoded sum of blocks [first, last). Their terms of the frames' checksums are added to the sums in
     // `work`.
     void (*decode_blocks)(const DecodeJob& job, uint64_t first, uint64_t last, FrameWork* work);
+    // The codes of some units, each as if it were alone.
+    void (*sample_codes)(const EncodeJob& job, const uint64_t* units, uint64_t count, int16_t* codes);
+    // Scales (unless ready) and streams of stretches [first, last); returns the end of what was written.
+    uint8_t* (*encode_rans)(const EncodeJob& job, const RansJob& rans, uint64_t first, uint64_t last,
+                            const RansScratch& scratch, uint8_t* out);
+    // Decoded sum of stretches [first, last), with room for the streams of a stretch of all frames. Returns the first
+    // frame whose payload is wrong, or frame_count.
+    uint32_t (*decode_stretches)(const DecodeJob& job, uint64_t first, uint64_t last, RansDecodeStream* streams);
     uint64_t (*checksum)(const uint8_t* words, uint64_t first_word, uint64_t count);
     float (*read_sum)(const float* values, uint64_t n);
 };

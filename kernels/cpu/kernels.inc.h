@@ -1,6 +1,8 @@
 // The table of range functions for the instruction set whose Lanes was included before.
 #include "cpu/decode.h"
+#include "cpu/decode_stretches.h"
 #include "cpu/encode.h"
+#include "cpu/rans_encode.h"
 
 namespace qsgd {
 namespace {
@@ -17,6 +19,10 @@ float read_sum(const float* values, uint64_t n) {
     for (float lane : lanes) total += lane;
     return total;
 }
+
+#define QSGD_KERNELS(name)                                                                                  \
+    {name,       encode_blocks,    sum_blocks, bucket_squares, decode_blocks, sample_codes, encode_rans, \
+     decode_stretches, checksum, read_sum}
 
 }  // namespace
 }  // namespace qsgd

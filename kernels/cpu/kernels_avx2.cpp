@@ -1,10 +1,10 @@
 #if defined(__x86_64__)
 #include "cpu/avx2.h"
+#include "cpu/rans_units.h"
 //
 #include "cpu/kernels.inc.h"
 
 namespace qsgd {
-const Kernels kAvx2Kernels = {"avx2",        encode_blocks, sum_blocks, bucket_squares,
-                              decode_blocks, checksum,      read_sum};
+const Kernels kAvx2Kernels = QSGD_KERNELS("avx2");
 }  // namespace qsgd
 #endif

@@ -7,11 +7,11 @@
 #pragma GCC diagnostic pop
 
 #include "cpu/avx512.h"
+#include "cpu/rans_avx512.h"
 //
 #include "cpu/kernels.inc.h"
 
 namespace qsgd {
-const Kernels kAvx512Kernels = {"avx512",      encode_blocks, sum_blocks, bucket_squares,
-                                decode_blocks, checksum,      read_sum};
+const Kernels kAvx512Kernels = QSGD_KERNELS("avx512");
 }  // namespace qsgd
 #endif

@@ -1,8 +1,8 @@
 #include "cpu/baseline.h"
+#include "cpu/rans_units.h"
 //
 #include "cpu/kernels.inc.h"
 
 namespace qsgd {
-const Kernels kBaselineKernels = {"baseline",    encode_blocks, sum_blocks, bucket_squares,
-                                  decode_blocks, checksum,      read_sum};
+const Kernels kBaselineKernels = QSGD_KERNELS("baseline");
 }  // namespace qsgd

@@ -23,10 +23,9 @@ struct Quantizer {
         for (int m = 0; m < kSharing; ++m) multipliers[m] = Lanes::in_register(Lanes::set(kMultipliers[m]));
     }
 
-    // Calls body(row, T + R) for kSharing rows from number FirstRow on, whose random words are `words`. The
-    // code stands in bits 24 and up.
+    // Calls body(row, x * 2^24, R) for kSharing rows from number FirstRow on, whose random words are `words`.
     template <int FirstRow, class Body>
-    QSGD_INLINE void span(const Rows& rows, const uint32_t* words, Body&& body) const {
+    QSGD_INLINE void values(const Rows& rows, const uint32_t* words, Body&& body) const {
         const Lanes::Float inverse = Lanes::set(rows.inverses[FirstRow / kSharing]);
         const Lanes::Int word = Lanes::in_register(Lanes::load(words));
         unroll<0, kSharing>([&](auto k) QSGD_INLINE_LAMBDA {
@@ -35,8 +34,27 @@ struct Quantizer {
             __builtin_prefetch(values + kAhead, 0, 2);  // from memory into the second-level cache
             const Lanes::Float x = Lanes::multiply(Lanes::load(values), inverse);
             const Lanes::Int random = k.value == 0 ? word : Lanes::multiply(word, multipliers[k.value]);
-            body(Index<FirstRow + k.value>{},
-                 Lanes::add(Lanes::round(Lanes::clamp(x, limit)), Lanes::shift_right<8>(random)));
+            body(Index<FirstRow + k.value>{}, Lanes::clamp(x, limit), Lanes::shift_right<8>(random));
+        });
+    }
+
+    // The same for body(row, T + R), if it fits 32 bits: s <= 127. The code stands in bits 24 and up.
+    template <int FirstRow, class Body>
+    QSGD_INLINE void span(const Rows& rows, const uint32_t* words, Body&& body) const {
+        values<FirstRow>(rows, words, [&](auto row, Lanes::Float x, Lanes::Int random) QSGD_INLINE_LAMBDA {
+            body(row, Lanes::add(Lanes::round(x), random));
+        });
+    }
+
+    // The same for body(row, code) and any s: x is taken apart, exactly, into a whole number and the rest.
+    template <int FirstRow, class Body>
+    QSGD_INLINE void wide_span(const Rows& rows, const uint32_t* words, Body&& body) const {
+        const Lanes::Float one = Lanes::set(1 / kFractionOne), minus_one = Lanes::set(-kFractionOne);
+        values<FirstRow>(rows, words, [&](auto row, Lanes::Float x, Lanes::Int random) QSGD_INLINE_LAMBDA {
+            const Lanes::Int whole = Lanes::truncate(Lanes::multiply(x, one));
+            const Lanes::Float rest = Lanes::add(x, Lanes::multiply(Lanes::convert(whole), minus_one));
+            const Lanes::Int carry = Lanes::shift_right_signed<24>(Lanes::add(Lanes::round(rest), random));
+            body(row, Lanes::add(whole, carry));
         });
     }
 };
@@ -139,6 +157,28 @@ inline void code_units(Rows rows, const Random& random, uint64_t unit, uint64_t 
                 rows, words + 16 * (row / kSharing), [&](auto r, Lanes::Int code) QSGD_INLINE_LAMBDA {
                     Lanes::store_low_bytes(codes + 16 * r.value, Lanes::shift_right_signed<24>(code));
                 });
+    }
+}
+
+// The same as 16-bit numbers, for any levels.
+template <bool kWide>
+void wide_code_units(Rows rows, float levels, const Random& random, uint64_t unit, uint64_t units,
+                     int16_t* codes) {
+    const Quantizer quantizer(levels);
+    for (; units > 0; --units, ++unit) {
+        alignas(64) uint32_t words[kUnitWords];
+        random.words(unit, words);
+        for (int row = 0; row < 32; row += kSharing, rows = rows.from(kSharing), codes += 16 * kSharing) {
+            const auto store = [&](auto r, Lanes::Int code)
+                                   QSGD_INLINE_LAMBDA { Lanes::store_low_halves(codes + 16 * r.value, code); };
+            if constexpr (kWide)
+                quantizer.wide_span<0>(rows, words + 16 * (row / kSharing), store);
+            else
+                quantizer.span<0>(rows, words + 16 * (row / kSharing),
+                                  [&](auto r, Lanes::Int code) QSGD_INLINE_LAMBDA {
+                                      store(r, Lanes::shift_right_signed<24>(code));
+                                  });
+        }
     }
 }
 

@@ -48,22 +48,35 @@ class Encode : public TensorOp {
         spec.codec = narrow<uint8_t>(set(kCodec));
         spec.norm = narrow<uint8_t>(set(kNorm));
         spec.dtype = static_cast<uint8_t>(dtype_);
+        const auto sizes = gradient.shape().dim_sizes();
+        const std::vector<uint64_t> shape(sizes.begin(), sizes.end());
+        spec.columns = qsgd_columns(shape.data(), static_cast<uint32_t>(shape.size()));
         return spec;
     }
 
     // Returns what went wrong, or nothing.
-    std::string encode(OpKernelContext* context, const qsgd_spec& spec, const Tensor& gradient,
-                       Tensor& frame) const {
-        uint64_t bytes = 0;
-        int status = qsgd_frame_bytes(&spec, &bytes);
+    std::string encode(OpKernelContext* context, const qsgd_spec& spec, const Tensor& gradient, Tensor& frame) {
+        uint64_t most = 0, bytes = 0;
+        int status = qsgd_frame_bytes(&spec, &most);
         if (status != QSGD_OK) return qsgd_status_text(status);
+        auto allocated = allocate(context, most, frame);
+        if (!allocated.ok()) return std::string(allocated.message());
+        status = qsgd_encode(&spec, gradient.data(), frame.data(), most, threads_, &bytes);
+        if (status != QSGD_OK) return qsgd_status_text(status);
+        if (bytes != most) {  // of a variable length
+            const Tensor whole = frame;
+            last_bytes_ = qsgd_padded_bytes(bytes, last_bytes_);
+            allocated = allocate(context, last_bytes_, frame);
+            if (!allocated.ok()) return std::string(allocated.message());
+            memcpy(frame.data(), whole.data(), bytes);
+            status = qsgd_pad(frame.data(), last_bytes_, last_bytes_);
+            if (status != QSGD_OK) return qsgd_status_text(status);
+            bytes = last_bytes_;
+        }
         if (bytes / 8 > kMaxWords / size_)
             return "Horovod cannot gather " + std::to_string(bytes) +
                    " bytes of each rank in TensorFlow: use smaller tensors";
-        const auto allocated = allocate(context, bytes, frame);
-        if (!allocated.ok()) return std::string(allocated.message());
-        status = qsgd_encode(&spec, gradient.data(), frame.data(), bytes, threads_);
-        return status == QSGD_OK ? "" : qsgd_status_text(status);
+        return "";
     }
 
     static tensorflow::Status allocate(OpKernelContext* context, uint64_t bytes, Tensor& frame) {
@@ -81,6 +94,8 @@ class Encode : public TensorOp {
         memcpy(frame.data(), bytes, length);
         return tensorflow::OkStatus();
     }
+
+    uint64_t last_bytes_ = 0;  // of the last frame of a variable length
 
     void count(const Tensor& gradient, const Tensor& frame) const {
         if (name_ == "#0") counters_->add(kSteps, 1);

@@ -1,0 +1,85 @@
+// A rans payload: what precedes the streams, the streams by several threads, and what to allow for them.
+#pragma once
+
+#include "cpu/rans_model.h"
+#include "cpu/threads.h"
+
+namespace qsgd {
+namespace {
+
+constexpr uint64_t kRansMostTable = 4 + 2 * kRansTop;
+constexpr uint64_t kRansMostUnit = 4 * kUnit;  // bytes: a code takes 26 bits at most, and words are whole
+
+inline uint64_t most_stream_bytes(uint64_t units, uint64_t streams) {
+    return kRansMostUnit * units + kRansStateBytes * streams;
+}
+
+inline uint64_t most_rans_bytes(uint64_t count, uint64_t columns) {
+    if (count == 0) return 0;
+    const uint64_t units = ceil_div(count, kUnit), streams = rans_all_streams(count);
+    const uint64_t head = kRansHead + kRansMaxClasses * kRansMostTable + ceil_div(units, 2) + columns + 4 * streams;
+    return head + most_stream_bytes(units, streams);
+}
+
+// Scratch memory of one thread, not larger than the tensor needs.
+struct RansMemory {
+    std::unique_ptr<int16_t[]> codes;
+    std::unique_ptr<uint16_t[]> words;
+    explicit RansMemory(uint64_t count)
+        : codes(new int16_t[std::min(kStretch, ceil_div(count, kUnit) * kUnit)]),
+          words(new uint16_t[count < kRansFewUnits * kUnit ? most_stream_bytes(ceil_div(count, kUnit), 1)
+                                                           : kRansStreams * kRansScratchWords]) {}
+    RansScratch scratch() const { return {codes.get(), words.get()}; }
+};
+
+// What precedes the streams; returns where the units' bytes, the streams' lengths and the streams go.
+struct RansPlaces {
+    uint8_t *units, *lengths, *streams;
+};
+
+inline RansPlaces write_rans_head(const RansModel& model, uint64_t count, uint8_t* p) {
+    const RansChoice& choice = model.choice;
+    const uint8_t head[4] = {choice.mode, choice.classes, 0, 0};
+    memcpy(p, head, sizeof head);
+    memcpy(p + 4, &choice.columns, 4);
+    p += kRansHead;
+    for (uint32_t c = 0; c < choice.classes; ++c) p = write_rans_table(model.tables[c], p);
+    RansPlaces places;
+    places.units = p;
+    if (choice.mode != kOneClass) p += ceil_div(ceil_div(count, kUnit), 2);
+    memcpy(p, model.column_of.data(), choice.columns);
+    places.lengths = p + choice.columns;
+    places.streams = places.lengths + 4 * rans_all_streams(count);
+    return places;
+}
+
+// Writes the payload; returns its end.
+inline uint8_t* encode_rans_payload(const EncodeJob& job, uint32_t threads) {
+    const uint64_t count = job.spec.count;
+    if (count == 0) return job.frame + job.at.payload;
+    const RansModel model = choose_model(job);
+    RansEncoder encoder;
+    encoder.choice = model.choice;
+    fill_encoder(encoder, model.tables);
+    const RansPlaces places = write_rans_head(model, count, job.frame + job.at.payload);
+    const RansJob rans = {&encoder, places.units, places.lengths};
+
+    std::vector<RansMemory> memory;
+    for (uint32_t t = 0; t < threads; ++t) memory.emplace_back(count);
+    std::vector<uint8_t*> begins(threads), ends(threads);
+    parallel(threads, stretches_of(count), [&](uint32_t worker, uint64_t first, uint64_t last) {
+        // No stretch before can need more than this.
+        begins[worker] = places.streams + most_stream_bytes(kStretch / kUnit, kRansStreams) * first;
+        ends[worker] = kernels().encode_rans(job, rans, first, last, memory[worker].scratch(), begins[worker]);
+    });
+    uint8_t* end = places.streams;
+    for (uint32_t t = 0; t < threads; ++t) {
+        const auto bytes = static_cast<size_t>(ends[t] - begins[t]);
+        memmove(end, begins[t], bytes);
+        end += bytes;
+    }
+    return end;
+}
+
+}  // namespace
+}  // namespace qsgd
