@@ -72,17 +72,19 @@ struct RansRows {
         return _mm512_mask_add_epi32(next, one_too_small, next, _mm512_sub_epi32(set(kRansOne), f));
     }
 
-    // A row that has escapes.
-    template <class Choice>
-    static __attribute__((noinline)) __m512i encode_rare_row(const RansEncoder& e, const Choice& choice,
-                                                             const RansUnit& unit, uint64_t column,
-                                                             const int16_t* codes, __m512i x, uint16_t*& out) {
+    struct Written {
+        __m512i x;
+        uint16_t* out;
+    };
+    // A row that has escapes. By value: what a pointer has seen is kept in memory.
+    static __attribute__((noinline)) Written encode_rare_row(const RansEncoder& e, const RansUnit& unit, uint64_t column,
+                                                             const int16_t* codes, __m512i x, uint16_t* out) {
         uint8_t classes[16];
         alignas(64) uint32_t states[16];
         _mm512_store_si512(states, x);
-        row_classes(choice, unit.byte, column, classes);
+        row_classes(e.choice, unit.byte, column, classes);
         out = encode_row(e, classes, codes, states, out);
-        return _mm512_load_si512(states);
+        return {_mm512_load_si512(states), out};
     }
 
     // Numbers without an interval of their own.
@@ -113,7 +115,8 @@ struct RansRows {
                 const __m512i interval = _mm512_permutex2var_epi32(intervals[n][0], code, intervals[n][1]);
                 const __m512i f = _mm512_and_si512(interval, set(0xFFFF));
                 if (__builtin_expect(escapes(code, f), 0)) {
-                    x[n] = encode_rare_row(e, e.choice, units[n], 0, codes, x[n], out[n]);
+                    const Written rare = encode_rare_row(e, units[n], 0, codes, x[n], out[n]);
+                    x[n] = rare.x, out[n] = rare.out;
                     return;
                 }
                 const __m512 reciprocal = _mm512_permutex2var_ps(reciprocals[n][0], code, reciprocals[n][1]);
@@ -132,9 +135,11 @@ struct RansRows {
             _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(e.shifts + 16)));
         const uint32_t columns = e.choice.columns;
         __m512i x[N];
+        uint16_t* out[N];
         uint64_t column[N];
         for (int n = 0; n < N; ++n) {
             x[n] = _mm512_load_si512(streams[n]->states);
+            out[n] = streams[n]->out;
             column[n] = columns ? (units[n].column + 16 * (kUnitRows - 1)) % columns : 0;
         }
         for (int row = kUnitRows - 1; row >= 0; --row)
@@ -153,20 +158,25 @@ struct RansRows {
                 const __m512i interval = _mm512_i32gather_epi32(entry, e.intervals, 4);
                 const __m512i f = _mm512_and_si512(interval, set(0xFFFF));
                 if (__builtin_expect(escapes(number, f), 0)) {
-                    x[n] = encode_rare_row(e, e.choice, units[n], at, codes, x[n], streams[n]->out);
+                    const Written rare = encode_rare_row(e, units[n], at, codes, x[n], out[n]);
+                    x[n] = rare.x, out[n] = rare.out;
                     return;
                 }
                 const __mmask16 has_low = _mm512_test_epi32_mask(shift, shift);
                 if (has_low) {
                     const __m512i limit = _mm512_srlv_epi32(set(1u << 31), shift);
-                    x[n] = write(x[n], _mm512_mask_cmpge_epu32_mask(has_low, x[n], limit), streams[n]->out);
+                    x[n] = write(x[n], _mm512_mask_cmpge_epu32_mask(has_low, x[n], limit), out[n]);
                     const __m512i low = _mm512_sub_epi32(moved, _mm512_sllv_epi32(number, shift));
                     x[n] = _mm512_or_si512(_mm512_sllv_epi32(x[n], shift), low);
                 }
-                const __m512 reciprocal = _mm512_i32gather_ps(entry, e.reciprocals, 4);
-                x[n] = push_symbol(x[n], f, _mm512_srli_epi32(interval, 16), reciprocal, streams[n]->out);
+                // Faster than to gather it.
+                const __m512 reciprocal = _mm512_div_ps(_mm512_set1_ps(1 - 0x1p-22f), _mm512_cvtepi32_ps(f));
+                x[n] = push_symbol(x[n], f, _mm512_srli_epi32(interval, 16), reciprocal, out[n]);
             });
-        for (int n = 0; n < N; ++n) _mm512_store_si512(streams[n]->states, x[n]);
+        for (int n = 0; n < N; ++n) {
+            _mm512_store_si512(streams[n]->states, x[n]);
+            streams[n]->out = out[n];
+        }
     }
 
     struct Reader {
@@ -205,15 +215,15 @@ struct RansRows {
     }
     static __mmask16 low_states(__m512i x) { return _mm512_cmplt_epu32_mask(x, set(kRansLow)); }
 
-    static __attribute__((noinline)) void decode_rare_row(const RansDecoder& d, const RansUnit& unit,
-                                                          uint64_t column, __m512i x, Reader& reader,
-                                                          RansDecodeStream& stream, int16_t* codes) {
+    static __attribute__((noinline)) Reader decode_rare_row(const RansDecoder& d, const RansUnit& unit,
+                                                            uint64_t column, Reader reader, int16_t* codes) {
         uint8_t classes[16];
-        reader.x = x;
+        RansDecodeStream stream;
+        stream.begin = reader.begin;
         store(reader, stream);
         row_classes(d, unit.byte, column, classes);
         decode_row(d, classes, stream, codes);
-        reader = {_mm512_load_si512(stream.states), stream.in, stream.begin, stream.bad};
+        return {_mm512_load_si512(stream.states), stream.in, stream.begin, stream.bad};
     }
 
     static void store_codes(int16_t* p, __m512i codes) {
@@ -235,7 +245,7 @@ struct RansRows {
                 const __m512i at = _mm512_and_si512(before, set(kRansOne - 1));
                 const __m512i symbol = pop_symbol(reader.x, _mm512_i32gather_epi32(at, slots[n], 4));
                 if (__builtin_expect(_mm512_cmplt_epi32_mask(symbol, set(-kRansTop)), 0)) {
-                    decode_rare_row(d, units[n], 0, before, reader, *streams[n], codes);
+                    reader = decode_rare_row(d, units[n], 0, {before, reader.in, reader.begin, reader.bad}, codes);
                     return;
                 }
                 store_codes(codes, symbol);
@@ -265,7 +275,7 @@ struct RansRows {
                                                     _mm512_and_si512(before, set(kRansOne - 1)));
                 __m512i code = pop_symbol(reader.x, _mm512_i32gather_epi32(at, d.slots, 4));
                 if (__builtin_expect(_mm512_cmplt_epi32_mask(code, set(-kRansTop)), 0)) {
-                    decode_rare_row(d, units[n], from, before, reader, *streams[n], codes);
+                    reader = decode_rare_row(d, units[n], from, {before, reader.in, reader.begin, reader.bad}, codes);
                     return;
                 }
                 reader.fill(low_states(reader.x));

@@ -35,47 +35,60 @@ struct Sample {
 };
 
 struct Counts {
-    uint64_t elements = 0, magnitude = 0;
     uint32_t of[kRansTop + 2] = {};  // magnitudes after the shift; the last: those that are escaped
+    uint64_t elements = 0;           // of all these
+    uint64_t beyond = 0;             // sum of the magnitudes that are escaped without a shift
     uint8_t shift = 0;
 
-    void choose_shift() {
-        while (shift < kRansMaxShift && magnitude >= 4 * elements << shift) ++shift;
+    int number(int code) const { return (code + (1 << shift >> 1)) >> shift; }
+    void add(int code) {
+        const int magnitude = std::abs(code);
+        if (magnitude > kRansTop) beyond += static_cast<uint64_t>(magnitude);
+        ++of[std::min(magnitude, kRansTop + 1)];
     }
-    void add(int16_t code) {
-        const int number = (code + (1 << shift >> 1)) >> shift;
-        ++of[std::min(std::abs(number), kRansTop + 1)];
+    void add_shifted(int code) { ++of[std::min(std::abs(number(code)), kRansTop + 1)]; }
+
+    // After all were added. Whether there is a shift, with which they are to be added once more.
+    bool choose_shift() {
+        uint64_t magnitude = beyond;
+        for (int m = 0; m <= kRansTop + 1; ++m) elements += of[m];
+        for (int m = 0; m <= kRansTop; ++m) magnitude += static_cast<uint64_t>(m) * of[m];
+        while (elements && shift < kRansMaxShift && magnitude >= 4 * elements << shift) ++shift;
+        if (shift) std::fill(std::begin(of), std::end(of), 0);
+        return shift > 0;
     }
 };
 
 inline uint64_t rounded(uint64_t part, uint64_t whole) { return (2 * part + whole) / (2 * whole); }
 
-inline RansTable table_of(const Counts& counts, bool complete) {
+// The table for what was counted in a sample, or in all there is: then what does not occur needs no frequency.
+inline RansTable table_of(const Counts& counts, int levels, bool complete) {
     RansTable t = {};
-    t.shift = counts.shift;
     if (counts.elements == 0) {
         t.escape = 1, t.frequency[0] = kRansOne - 1;
         return t;
     }
+    t.shift = counts.shift;
     int seen = kRansTop;
     while (seen > 0 && counts.of[seen] == 0) --seen;
-    const int most = complete ? seen : std::min(seen + 1, kRansTop);
+    const int largest = counts.number(levels), most = complete ? seen : std::min({seen + 1, kRansTop, largest});
     const auto share = [&](uint64_t count, uint64_t each, bool possible) {
         const uint64_t f = rounded(count * kRansOne, each * counts.elements);
         return static_cast<uint16_t>(f == 0 && possible ? 1 : f);
     };
-    uint32_t others = t.escape = share(counts.of[kRansTop + 1], 1, !complete || counts.of[kRansTop + 1]);
+    const uint64_t escaped = counts.of[kRansTop + 1];
+    uint32_t others = t.escape = share(escaped, 1, complete ? escaped > 0 : most < largest);
     for (int m = 1; m <= most; ++m) {
         t.frequency[m] = share(counts.of[m], 2, !complete || counts.of[m]);
         others += 2 * t.frequency[m];
         if (t.frequency[m]) t.top = static_cast<uint8_t>(m);
     }
     while (others >= kRansOne) {  // zero is always possible
-        uint16_t* const largest = std::max_element(t.frequency + 1, t.frequency + kRansTop + 1);
-        if (t.escape > *largest)
+        uint16_t* const most_frequent = std::max_element(t.frequency + 1, t.frequency + kRansTop + 1);
+        if (t.escape > *most_frequent)
             --t.escape, --others;
         else
-            --*largest, others -= 2;
+            --*most_frequent, others -= 2;
     }
     t.frequency[0] = static_cast<uint16_t>(kRansOne - others);
     return t;
@@ -209,19 +222,20 @@ class ModelBuilder {
     void fit(RansModel& model) const {
         Counts counts[kRansMaxClasses];
         each_run(model.choice, [&](const int16_t* codes, uint64_t length, uint32_t c) {
-            counts[c].elements += length;
-            for (uint64_t i = 0; i < length; ++i) counts[c].magnitude += static_cast<uint64_t>(std::abs(codes[i]));
-        });
-        for (Counts& c : counts) c.choose_shift();
-        each_run(model.choice, [&](const int16_t* codes, uint64_t length, uint32_t c) {
             for (uint64_t i = 0; i < length; ++i) counts[c].add(codes[i]);
         });
+        bool shifted = false;
+        for (Counts& c : counts) shifted |= c.choose_shift();
+        if (shifted)
+            each_run(model.choice, [&](const int16_t* codes, uint64_t length, uint32_t c) {
+                for (uint64_t i = 0; i < length && counts[c].shift; ++i) counts[c].add_shifted(codes[i]);
+            });
         uint32_t classes = kRansMaxClasses;
         while (classes > 1 && counts[classes - 1].elements == 0) --classes;
         model.choice.classes = static_cast<uint8_t>(classes);
         for (uint32_t c = classes; c-- > 0;) {
             const bool unseen = counts[c].elements == 0 && c + 1 < classes && !sample_.complete();
-            model.tables[c] = unseen ? model.tables[c + 1] : table_of(counts[c], sample_.complete());
+            model.tables[c] = unseen ? model.tables[c + 1] : table_of(counts[c], static_cast<int>(spec_.levels), sample_.complete());
             model.cost += cost_of(counts[c], model.tables[c]);
         }
         const uint64_t head = 256 * 8 * (model.head_bytes(spec_.count) - 4 * rans_all_streams(spec_.count));
@@ -237,11 +251,11 @@ inline RansModel choose_model(const EncodeJob& job) {
     const Sample sample(job);
     const ModelBuilder builder(job.spec, sample);
     RansModel best = builder.one_class();
-    const auto consider = [&](RansModel other) {
-        if (other.cost < best.cost) best = std::move(other);
-    };
-    consider(builder.unit_classes());
-    if (builder.columns_known()) consider(builder.column_classes());
+    RansModel units = builder.unit_classes();
+    if (units.cost < best.cost) best = std::move(units);
+    if (!builder.columns_known()) return best;
+    RansModel columns = builder.column_classes();
+    if (columns.cost < best.cost - best.cost / 64) best = std::move(columns);
     return best;
 }
 
