@@ -3,8 +3,8 @@
     python save_gradients.py --output-dir gradients
     python -m hvd_qsgd codecs gradients/perceptron-epoch1-hidden.weight.npy
 
-A file for each parameter: MODEL-epochN-PARAMETER.npy, float32, in the parameter's shape. It holds the gradient of one batch
-that the model meets after N epochs of training; epoch 0 is the untrained model. Seeds are fixed.
+A file for each parameter: MODEL-epochN-PARAMETER.npy, float32, in the parameter's shape. It holds the gradient of the
+first batch that the model meets after N epochs of training; epoch 0 is the untrained model. Seeds are fixed.
 """
 
 from __future__ import annotations
