@@ -12,7 +12,7 @@ from text_data import load_words
 from torch import nn
 
 VOCABULARY, CONTEXT, WIDTH = 8192, 64, 128
-QUICK_IMAGES, QUICK_WORDS = 4096, 40_000
+QUICK_IMAGES, QUICK_WORDS = 4096, 20_000
 
 
 class Task(NamedTuple):

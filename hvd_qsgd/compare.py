@@ -1,0 +1,147 @@
+"""What each codec makes of one gradient: ``python -m hvd_qsgd codecs FILE.npy``."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from hvd_qsgd import arrays, wire
+from hvd_qsgd.config import DEFAULT_BUCKET_SIZE
+from hvd_qsgd.errors import QSGDError
+
+Values = npt.NDArray[np.float32]
+Setting = dict[str, Any]  # arguments of arrays.encode, or variance= in place of the levels
+
+# Codecs of fixed width by what they are for; all others code entropy, and show two ways to use one.
+FIXED_WIDTH: dict[str, list[Setting]] = {"packed": [{"bits": bits} for bits in (2, 3, 4, 8)], "ternary": [{}]}
+ENTROPY_CODED: list[Setting] = [{"levels": 7}, {"variance": 0.1, "bucket_size": None}]
+MOMENT, FEWEST_REPEATS, MOST_REPEATS = 0.2, 5, 50  # the first in seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A gradient in one setting of one codec. Bits are for each coordinate; GB/s count 4 bytes for each.
+
+    Attributes:
+        codec, levels, bucket_size: the setting; ``bucket_size`` is None for one scale per tensor.
+        payload_bits: of the coded values alone.
+        bits: of the whole frame, with header, scales and padding.
+        entropy: zero-order entropy of the codes, in bits: the least for a coder that treats all coordinates alike.
+        variance: squared error over squared norm, as it came out: the relative variance of QSGD's theorem 3.1.
+    """
+
+    codec: str
+    levels: int
+    bucket_size: int | None
+    payload_bits: float
+    bits: float
+    entropy: float
+    variance: float
+    encode_gbps: float
+    decode_gbps: float
+
+
+def settings() -> list[Setting]:
+    """Every codec that there is, in the settings that are worth a look."""
+    return [
+        {"codec": codec, "bucket_size": DEFAULT_BUCKET_SIZE, **setting}
+        for codec in wire.CODECS
+        for setting in FIXED_WIDTH.get(codec, ENTROPY_CODED)
+    ]
+
+
+def as_values(array: npt.ArrayLike) -> Values:
+    """The elements of a gradient in one row, widened to float32.
+
+    Raises:
+        QSGDError: they cannot be compared, and why.
+    """
+    gradient, _ = arrays.as_gradient(array)
+    values = gradient.astype(np.float32, copy=False).ravel()
+    if not values.size:
+        raise QSGDError("the array is empty: give a gradient that has elements")
+    if not np.isfinite(values).all():
+        raise QSGDError("the array has NaN or infinite elements, which no codec keeps: give a finite gradient")
+    return values
+
+
+def compare(values: Values, timed: bool = True) -> Iterator[Result]:
+    """Each of ``settings()``, but for those in which the codec cannot reach the variance. Untimed, GB/s are 0."""
+    for setting in settings():
+        resolved = resolve(values, setting)
+        if resolved is not None:
+            yield measure(values, resolved, timed)
+
+
+def resolve(values: Values, setting: Setting) -> Setting | None:
+    """The same with levels in place of a variance: the fewest that reach it; None if no number does."""
+    if "variance" not in setting:
+        return setting
+    others = {name: value for name, value in setting.items() if name != "variance"}
+    too_few, enough = 0, wire.CODECS[setting["codec"]].max_levels
+    if variance(values, arrays.encode(values, levels=enough, **others)) > setting["variance"]:
+        return None
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if variance(values, arrays.encode(values, levels=middle, **others)) > setting["variance"]:
+            too_few = middle
+        else:
+            enough = middle
+    return {**others, "levels": enough}
+
+
+def measure(values: Values, setting: Setting, timed: bool = True) -> Result:
+    """Encode ``values`` and look at the frame."""
+    frame = arrays.encode(values, **setting)
+    header = wire.parse(frame)
+    gigabytes = 4 * values.size / 1e9
+    return Result(
+        codec=header.codec,
+        levels=header.levels,
+        bucket_size=setting["bucket_size"],
+        payload_bits=8 * wire.payload_bytes(header) / values.size,
+        bits=8 * header.frame_bytes / values.size,
+        entropy=entropy(codes(frame)),
+        variance=variance(values, frame),
+        encode_gbps=gigabytes / seconds(lambda: arrays.encode(values, **setting)) if timed else 0.0,
+        decode_gbps=gigabytes / seconds(lambda: arrays.decode(frame)) if timed else 0.0,
+    )
+
+
+def codes(frame: bytes) -> npt.NDArray[np.int64]:
+    """The whole numbers in [-levels, levels] that a float32 frame's values are multiples by."""
+    header = wire.parse(frame)
+    values = arrays.decode(frame).astype(np.float64)
+    steps = np.repeat(wire.scales(frame, header).astype(np.float64) / header.levels, header.bucket_size)[: values.size]
+    return np.rint(np.divide(values, steps, out=np.zeros_like(values), where=steps > 0)).astype(np.int64)
+
+
+def entropy(numbers: npt.NDArray[np.int64]) -> float:
+    """Zero-order entropy in bits: -Σ p·log2 p over the relative frequencies p."""
+    counts = np.bincount(numbers - numbers.min())
+    p = counts[counts > 0] / numbers.size
+    return float(-(p * np.log2(p)).sum()) + 0.0
+
+
+def variance(values: Values, frame: bytes) -> float:
+    """Squared error over squared norm of what ``frame`` decodes to."""
+    original = values.astype(np.float64)
+    error = arrays.decode(frame) - original
+    squared_norm = float(original @ original)
+    return float(error @ error) / squared_norm if squared_norm else 0.0
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Median time on the clock, of as many runs as fit into a moment."""
+    times: list[float] = []
+    while len(times) < FEWEST_REPEATS or (sum(times) < MOMENT and len(times) < MOST_REPEATS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
