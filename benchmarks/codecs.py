@@ -39,7 +39,8 @@ def make_gradients(folder: Path, quick: bool, fashion_dir: Path | None) -> None:
     """Run the example that saves them."""
     command = [sys.executable, str(EXAMPLE), "--output-dir", str(folder), *["--quick"] * quick]
     command += ["--fashion-dir", str(fashion_dir)] if fashion_dir else []
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+        sys.exit("benchmarks.codecs: no gradients were made (see above); --gradients DIR takes saved ones")
 
 
 def gradients(folder: Path) -> Iterator[tuple[str, Values]]:
@@ -123,6 +124,8 @@ def all_size_rows(folder: Path, quick: bool) -> Iterator[Row]:
         rows = size_rows(name, values)
         models["-".join(name.split("-")[:2])].append((values, rows))
         yield from rows
+    if not models:
+        sys.exit(f"benchmarks.codecs: {folder} has no .npy file of a gradient that would be compressed")
     for model, parts in models.items():
         yield from total_rows(model, parts)
     for name, values in noise(1 << (18 if quick else 22)):

@@ -102,8 +102,8 @@ def test_every_codec_and_norm_has_a_meaning():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda frame: b"", "is cut short|has fewer|bytes"),
-        (lambda frame: frame[:-16], "the frame .*(short|bytes)"),
+        (lambda frame: b"", "is cut short"),
+        (lambda frame: frame[:-16], "is cut short"),
         (lambda frame: b"Q" + frame[:-1], "does not begin with"),
         (lambda frame: frame[:-20] + b"\1" + frame[-19:], "checksum"),
         (lambda frame: frame + frame, r"has \d+ bytes, and \d+ more follow"),
