@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,9 @@ def test_gradients_of_every_model(tmp_path):
     write_idx(tmp_path, images=600)
     data = ("--data-dir", tmp_path, "--fashion-dir", tmp_path)
     out = save_gradients(tmp_path / "first", *data)
-    assert out.count("of training") == 3 + 2 + 2
+    losses = {run: float(loss) for run, loss in re.findall(r"(\w+, epoch \d): loss ([0-9.]+), \d+ s", out)}
+    assert len(losses) == 3 + 2 + 2
+    assert losses["transformer, epoch 1"] < losses["transformer, epoch 0"] - 0.5, "it learns"
     saved = {file.name: np.load(file) for file in (tmp_path / "first").iterdir()}
     shapes = {name: array.shape for name, array in saved.items()}
     for epoch in (0, 1, 5):
