@@ -57,13 +57,13 @@ def settings() -> list[Setting]:
 
 
 def as_values(array: npt.ArrayLike) -> Values:
-    """The elements of a gradient in one row, widened to float32.
+    """A gradient widened to float32, in its shape: some codecs make use of it.
 
     Raises:
         QSGDError: they cannot be compared, and why.
     """
     gradient, _ = arrays.as_gradient(array)
-    values = gradient.astype(np.float32, copy=False).ravel()
+    values = gradient.astype(np.float32, copy=False)
     if not values.size:
         raise QSGDError("the array is empty: give a gradient that has elements")
     if not np.isfinite(values).all():
@@ -131,7 +131,7 @@ def entropy(numbers: npt.NDArray[np.int64]) -> float:
 
 def variance(values: Values, frame: bytes) -> float:
     """Squared error over squared norm of what ``frame`` decodes to."""
-    original = values.astype(np.float64)
+    original = values.ravel().astype(np.float64)
     error = arrays.decode(frame) - original
     squared_norm = float(original @ original)
     return float(error @ error) / squared_norm if squared_norm else 0.0

@@ -15,6 +15,9 @@ CODECS = {
     "error": "an error frame: its rank could not encode, and says why",
     "packed": "each code in the same number of bits",
     "ternary": "five codes in each byte",
+    "elias-dense": "every code by Elias's recursive code (QSGD, theorem 3.3)",
+    "elias-sparse": "gaps, signs and levels of the codes that are not 0 by Elias's recursive code (QSGD, theorem 3.2)",
+    "rans": "codes by range asymmetric numeral systems: near their entropy",
 }
 NORMS = {
     "none": "an error frame has no scales",

@@ -95,8 +95,8 @@ def test_inspect_an_error_frame(tmp_path, monkeypatch, capsys):
 
 
 def test_every_codec_and_norm_has_a_meaning():
-    assert set(describe.CODECS) == set(wire.CODEC_NAMES.values())
-    assert set(describe.NORMS) == set(wire.NORM_NAMES.values())
+    assert set(describe.CODECS) >= set(wire.CODEC_NAMES.values())
+    assert set(describe.NORMS) >= set(wire.NORM_NAMES.values())
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_a_file_that_is_not_there(tmp_path, monkeypatch):
 
 
 def test_codecs_says_what_frames_are(tmp_path, monkeypatch, capsys):
-    """Against the reference's own frames and codes."""
-    values = gaussian(20_000)
+    """Against the codes that the reference finds in them."""
+    values = gaussian(20_000).reshape(100, 200)
     lines = run(monkeypatch, capsys, "codecs", "--json", saved(tmp_path / "g.npy", values)).splitlines()
     results = [json.loads(line) for line in lines]
     assert {result["codec"] for result in results} == set(wire.CODECS)
@@ -137,7 +137,7 @@ def test_codecs_says_what_frames_are(tmp_path, monkeypatch, capsys):
         p = counts / values.size
         assert result["entropy"] == pytest.approx(-math.fsum(p * np.log2(p)))
         assert result["bits"] == 8 * len(frame) / values.size
-        error = ref.dequantize(frame).astype(float) - values
+        error = ref.dequantize(frame).astype(float) - values.ravel()
         assert result["variance"] == pytest.approx((error**2).sum() / (values.astype(float) ** 2).sum())
         assert 0 < result["payload_bits"] < result["bits"]
         assert result["encode_gbps"] > 0
