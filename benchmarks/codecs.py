@@ -2,7 +2,7 @@
 
     python -m benchmarks.codecs --gradients DIR        of examples/save_gradients.py, which is run if DIR is not given
 
-Bits and variance (the words are those of hvd_qsgd.compare.Result): a row for each gradient that would be compressed by
+Bits and variance (the words are those of hvd_qsgd.compare.Size): a row for each gradient that would be compressed by
 default, in each setting; a row MODEL-epochN for all of a model's; rows for Gaussian and Laplace noise. ``levels`` is
 empty where tensors differ.
 Speed: one core, max norm, buckets of 512, s = 7 (ternary: 1), Gaussian values; ``ratio`` is GB/s over memcpy's, as in
@@ -65,9 +65,8 @@ def size_rows(name: str, values: Values) -> list[Row]:
         print(f"\r{name} {number} ", end="", file=sys.stderr, flush=True)
         resolved = resolve(values, setting)
         if resolved is not None:
-            result = dataclasses.asdict(measure(values, resolved, timed=False))
-            sizes = {key: result[key] for key in ("codec", "levels", "bucket_size", *SIZES, "variance")}
-            rows.append({"gradient": name, "target": setting.get("variance"), "coordinates": values.size, **sizes})
+            size = dataclasses.asdict(measure(values, resolved))
+            rows.append({"gradient": name, "target": setting.get("variance"), "coordinates": values.size, **size})
     print("\r" + " " * 70 + "\r", end="", file=sys.stderr)
     return rows
 

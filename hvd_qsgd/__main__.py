@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hvd_qsgd import describe
+from hvd_qsgd import describe, native
 from hvd_qsgd.compare import Result, as_values, compare
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.plot import plot
@@ -34,12 +34,13 @@ def inspect(options: argparse.Namespace) -> None:
 def codecs(options: argparse.Namespace) -> None:
     """Print, and plot, what every codec makes of a gradient."""
     values = as_values(load_array(options.file))
-    results = list(compare(values))
+    results = compare(values)
     if options.json:
         for result in results:
             print(json.dumps(dataclasses.asdict(result)))
     else:
         print_table([CODECS_HEADING, CODECS_UNITS, *map(row, results)], "<>>>>>>>>")
+        print(f"{values.size} coordinates; at most {native.default_threads()} threads, {native.isa()}")
     if options.plot:
         plot(results, f"{options.file.name}: {values.size:,} coordinates", options.plot)
 

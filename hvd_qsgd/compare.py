@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Iterator
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hvd_qsgd import arrays, wire
+from hvd_qsgd import arrays, timing, wire
 from hvd_qsgd.config import DEFAULT_BUCKET_SIZE
 from hvd_qsgd.errors import QSGDError
 
@@ -21,12 +18,11 @@ Setting = dict[str, Any]  # arguments of arrays.encode, or variance= in place of
 # Codecs of fixed width by what they are for; all others code entropy, and show two ways to use one.
 FIXED_WIDTH: dict[str, list[Setting]] = {"packed": [{"bits": bits} for bits in (2, 3, 4, 8)], "ternary": [{}]}
 ENTROPY_CODED: list[Setting] = [{"levels": 7}, {"variance": 0.1, "bucket_size": None}]
-MOMENT, FEWEST_REPEATS, MOST_REPEATS = 0.2, 5, 50  # the first in seconds
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-    """A gradient in one setting of one codec. Bits are for each coordinate; GB/s count 4 bytes for each.
+class Size:
+    """What a gradient becomes in one setting of one codec. All bits are for each coordinate.
 
     Attributes:
         codec, levels, bucket_size: the setting; ``bucket_size`` is None for one scale per tensor.
@@ -43,6 +39,12 @@ class Result:
     bits: float
     entropy: float
     variance: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result(Size):
+    """And how fast: GB/s count 4 bytes for each coordinate."""
+
     encode_gbps: float
     decode_gbps: float
 
@@ -71,12 +73,15 @@ def as_values(array: npt.ArrayLike) -> Values:
     return values
 
 
-def compare(values: Values, timed: bool = True) -> Iterator[Result]:
-    """Each of ``settings()``, but for those in which the codec cannot reach the variance. Untimed, GB/s are 0."""
-    for setting in settings():
-        resolved = resolve(values, setting)
-        if resolved is not None:
-            yield measure(values, resolved, timed)
+def compare(values: Values) -> list[Result]:
+    """Each of ``settings()``, but for those in which the codec cannot reach the variance."""
+    resolved = [setting for setting in (resolve(values, setting) for setting in settings()) if setting is not None]
+    sizes = [measure(values, setting) for setting in resolved]
+    gigabytes = 4 * values.size / 1e9
+    return [
+        Result(**dataclasses.asdict(size), encode_gbps=gigabytes / encode, decode_gbps=gigabytes / decode)
+        for size, (encode, decode) in zip(sizes, timing.seconds(values, resolved))
+    ]
 
 
 def resolve(values: Values, setting: Setting) -> Setting | None:
@@ -96,12 +101,11 @@ def resolve(values: Values, setting: Setting) -> Setting | None:
     return {**others, "levels": enough}
 
 
-def measure(values: Values, setting: Setting, timed: bool = True) -> Result:
+def measure(values: Values, setting: Setting) -> Size:
     """Encode ``values`` and look at the frame."""
     frame = arrays.encode(values, **setting)
     header = wire.parse(frame)
-    gigabytes = 4 * values.size / 1e9
-    return Result(
+    return Size(
         codec=header.codec,
         levels=header.levels,
         bucket_size=setting["bucket_size"],
@@ -109,8 +113,6 @@ def measure(values: Values, setting: Setting, timed: bool = True) -> Result:
         bits=8 * header.frame_bytes / values.size,
         entropy=entropy(codes(frame)),
         variance=variance(values, frame),
-        encode_gbps=gigabytes / seconds(lambda: arrays.encode(values, **setting)) if timed else 0.0,
-        decode_gbps=gigabytes / seconds(lambda: arrays.decode(frame)) if timed else 0.0,
     )
 
 
@@ -135,13 +137,3 @@ def variance(values: Values, frame: bytes) -> float:
     error = arrays.decode(frame) - original
     squared_norm = float(original @ original)
     return float(error @ error) / squared_norm if squared_norm else 0.0
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """Median time on the clock, of as many runs as fit into a moment."""
-    times: list[float] = []
-    while len(times) < FEWEST_REPEATS or (sum(times) < MOMENT and len(times) < MOST_REPEATS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)

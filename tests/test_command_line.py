@@ -146,11 +146,12 @@ def test_codecs_says_what_frames_are(tmp_path, monkeypatch, capsys):
 
 def test_codecs_as_a_table(tmp_path, monkeypatch, capsys):
     file = saved(tmp_path / "g.npy", gaussian().reshape(50, 100).astype(np.float64))
-    heading, units, *rows = (line.split() for line in run(monkeypatch, capsys, "codecs", file).splitlines())
+    heading, units, *rows, last = (line.split() for line in run(monkeypatch, capsys, "codecs", file).splitlines())
     assert tuple(heading) == command_line.CODECS_HEADING
     assert units == ["bits", "bits", "bits", "GB/s", "GB/s"]
     assert {len(row) for row in rows} == {len(heading)}
     assert rows[0][:4] == ["packed", "1", "512", "2.048"]
+    assert last[:2] == ["5000", "coordinates;"]
 
 
 def test_a_gradient_of_zeros(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,8 @@ HEAVY = ("torch", "tensorflow", "keras", "horovod", "mpi4py")
 FREE_OF_FRAMEWORKS = sorted(
     {
         "__main__", "arrays", "compare", "compressor", "config", "describe", "errors", "frames", "methods", "native",
-        "plot", "selection", "stats", "steps", "wire", "transport", "transport.horovod", "transport.mpi", "mpi",
+        "plot", "selection", "stats", "steps", "timing", "wire", "transport", "transport.horovod", "transport.mpi",
+        "mpi",
     }
 )  # fmt: skip
 
