@@ -18,8 +18,8 @@ from hvd_qsgd.compare import Result, as_values, compare
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.plot import plot
 
-CODECS_HEADING = ("codec", "levels", "bucket", "payload", "frame", "entropy", "variance", "encode", "decode")
-CODECS_UNITS = ("", "", "", "bits", "bits", "bits", "", "GB/s", "GB/s")
+CODECS_HEADING = ("codec", "levels", "bucket", "norm", "payload", "frame", "entropy", "variance", "encode", "decode")
+CODECS_UNITS = ("", "", "", "", "bits", "bits", "bits", "", "GB/s", "GB/s")
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -39,7 +39,7 @@ def codecs(options: argparse.Namespace) -> None:
         for result in results:
             print(json.dumps(dataclasses.asdict(result)))
     else:
-        print_table([CODECS_HEADING, CODECS_UNITS, *map(row, results)], "<>>>>>>>>")
+        print_table([CODECS_HEADING, CODECS_UNITS, *map(row, results)], "<>>>>>>>>>")
         print(f"{values.size} coordinates; at most {native.default_threads()} threads, {native.isa()}")
     if options.plot:
         plot(results, f"{options.file.name}: {values.size:,} coordinates", options.plot)
@@ -61,7 +61,7 @@ def row(result: Result) -> tuple[str, ...]:
     bits = (f"{value:.3f}" for value in (result.payload_bits, result.bits, result.entropy))
     speeds = (f"{value:.2f}" for value in (result.encode_gbps, result.decode_gbps))
     bucket = "tensor" if result.bucket_size is None else str(result.bucket_size)
-    return (result.codec, str(result.levels), bucket, *bits, f"{result.variance:.3g}", *speeds)
+    return (result.codec, str(result.levels), bucket, result.norm, *bits, f"{result.variance:.3g}", *speeds)
 
 
 def print_table(rows: Sequence[Sequence[str]], alignment: str) -> None:

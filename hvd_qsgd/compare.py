@@ -15,9 +15,8 @@ from hvd_qsgd.errors import QSGDError
 Values = npt.NDArray[np.float32]
 Setting = dict[str, Any]  # arguments of arrays.encode, or variance= in place of the levels
 
-# Codecs of fixed width by what they are for; all others code entropy, and show two ways to use one.
 FIXED_WIDTH: dict[str, list[Setting]] = {"packed": [{"bits": bits} for bits in (2, 3, 4, 8)], "ternary": [{}]}
-ENTROPY_CODED: list[Setting] = [{"levels": 7}, {"variance": 0.1, "bucket_size": None}]
+ENTROPY_CODED: list[Setting] = [{"levels": 7}, {"variance": 0.1, "bucket_size": None, "norm": "l2"}]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Size:
     """What a gradient becomes in one setting of one codec. All bits are for each coordinate.
 
     Attributes:
-        codec, levels, bucket_size: the setting; ``bucket_size`` is None for one scale per tensor.
+        codec, levels, bucket_size, norm: the setting; ``bucket_size`` is None for one scale per tensor.
         payload_bits: of the coded values alone.
         bits: of the whole frame, with header, scales and padding.
         entropy: zero-order entropy of the codes, in bits: the least for a coder that treats all coordinates alike.
@@ -35,6 +34,7 @@ class Size:
     codec: str
     levels: int
     bucket_size: int | None
+    norm: str
     payload_bits: float
     bits: float
     entropy: float
@@ -53,8 +53,8 @@ def settings() -> list[Setting]:
     """Every codec that there is, in the settings that are worth a look."""
     return [
         {"codec": codec, "bucket_size": DEFAULT_BUCKET_SIZE, **setting}
-        for codec in wire.CODECS
-        for setting in FIXED_WIDTH.get(codec, ENTROPY_CODED)
+        for codec, (_, _, variable) in wire.CODECS.items()
+        for setting in (ENTROPY_CODED if variable else FIXED_WIDTH[codec])
     ]
 
 
@@ -109,6 +109,7 @@ def measure(values: Values, setting: Setting) -> Size:
         codec=header.codec,
         levels=header.levels,
         bucket_size=setting["bucket_size"],
+        norm=header.norm,
         payload_bits=8 * wire.payload_bytes(header) / values.size,
         bits=8 * header.frame_bytes / values.size,
         entropy=entropy(codes(frame)),

@@ -35,7 +35,7 @@ def plot(results: Sequence[Result], title: str, path: Path) -> None:
 def label(result: Result) -> str:
     """The setting in a few words."""
     scales = "one scale" if result.bucket_size is None else f"bucket {result.bucket_size}"
-    return f"{result.codec}, s = {result.levels}, {scales}"
+    return f"{result.codec}, s = {result.levels}, {result.norm}, {scales}"
 
 
 def _draw_bits(axes: Any, results: Sequence[Result], colors: dict[str, str]) -> None:

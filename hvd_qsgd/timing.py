@@ -29,9 +29,8 @@ def seconds(values: npt.NDArray[np.float32], settings: Sequence[dict[str, Any]])
     while len(times[0]) <= FEWEST_TURNS or (len(times[0]) <= MOST_TURNS and time.perf_counter() - begin < SECONDS):
         for spec, own in zip(specs, times):
             start = time.perf_counter()
-            native.encode(spec, values.ctypes.data, frame.ctypes.data, frame.size)
+            size = native.encode(spec, values.ctypes.data, frame.ctypes.data, frame.size)
             middle = time.perf_counter()
-            size = native.frame_bytes(spec)
             frames.decode_sum(frame.ctypes.data, size, 1, frames.expect(spec), 1.0, result.ctypes.data)
             own.append((middle - start, time.perf_counter() - middle))
     # Not the first turn, in which the buffers come into being.
@@ -40,4 +39,13 @@ def seconds(values: npt.NDArray[np.float32], settings: Sequence[dict[str, Any]])
 
 def _spec(values: npt.NDArray[np.float32], setting: dict[str, Any]) -> native.Spec:
     quantization = Quantization.create(**setting)
-    return frames.make_spec(quantization, count=values.size, dtype="float32", seed=0, rank=0, tensor=0, step=0)
+    return frames.make_spec(
+        quantization,
+        count=values.size,
+        dtype="float32",
+        seed=0,
+        rank=0,
+        tensor=0,
+        step=0,
+        columns=native.columns(values.shape),
+    )
