@@ -6,7 +6,8 @@ Bits and variance (the words are those of hvd_qsgd.compare.Size): a row for each
 default, in each setting; a row MODEL-epochN for all of a model's; rows for Gaussian and Laplace noise. ``levels`` is
 empty where tensors differ.
 Speed: one core, max norm, buckets of 512, s = 7 (ternary: 1), Gaussian values; ``ratio`` is GB/s over memcpy's, as in
-benchmarks.kernels but for counting 4 bytes for each element of every frame that is summed.
+benchmarks.kernels but for counting 4 bytes for each element of every frame that is summed. Codecs of variable length
+may take longer if they are told that the values are a matrix, as they are in training: both are shown.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from hvd_qsgd.compare import Values, as_values, measure, resolve, settings
 from hvd_qsgd.config import DEFAULT_MIN_SIZE
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "save_gradients.py"
+COLUMNS = 4096  # of the matrix whose coding is timed
 SIZES = ("payload_bits", "bits", "entropy")
 Row = dict[str, Any]
 
@@ -97,22 +99,25 @@ def total_rows(name: str, parts: list[tuple[Values, list[Row]]]) -> Iterator[Row
 
 
 def speed_rows(n: int, repeats: int) -> list[Row]:
-    """Encoding, and decoding and adding up, by every codec."""
-    cases = [next(kernels.memory_cases(n))]
+    """Encoding, and decoding and adding up, by every codec: of a vector, and where the shape matters of a matrix."""
+    cases, shapes = [next(kernels.memory_cases(n))], []
     for name, codec in wire.CODECS.items():
-        cases += kernels.codec_cases(n, {"codec": name, "levels": min(7, codec.max_levels)}, "float32")
+        for shape in [(n,), (n // COLUMNS, COLUMNS)] if codec.variable else [(n,)]:
+            setting = {"codec": name, "levels": min(7, codec.max_levels)}
+            cases += kernels.codec_cases(n, setting, "float32", shape)
+            shapes += [shape] * 2
     memcpy, *times = kernels.measure(cases, repeats)
     return [
         {
             "name": about["name"],
             "codec": about["codec"],
-            "n": n,
+            "shape": "x".join(map(str, shape)),
             "frames": about["frames"],
             "isa": native.isa(),
             "memcpy_gbps": 4 * n / memcpy / 1e9,
             "ratio": about["frames"] * memcpy / seconds,
         }
-        for (about, _), seconds in zip(cases[1:], times)
+        for (about, _), shape, seconds in zip(cases[1:], shapes, times)
     ]
 
 
