@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,11 +61,12 @@ def gradient_of(n: int, dtype: str) -> Bytes:
     return buffer
 
 
-def codec_cases(n: int, setting: dict[str, Any], dtype: str) -> Iterator[Case]:
-    """Encode one frame; decode and sum several."""
+def codec_cases(n: int, setting: dict[str, Any], dtype: str, shape: Sequence[int] = ()) -> Iterator[Case]:
+    """Encode one frame; decode and sum several. ``shape``: what the encoder is told of the tensor, if anything."""
     quantization = Quantization.create(**{"bucket_size": BUCKET_SIZE, **setting})
     gradient, result = gradient_of(n, dtype), aligned(n * wire.ITEM_BYTES[dtype])
-    spec = frames.make_spec(quantization, count=n, dtype=dtype, seed=1, rank=0, tensor=2, step=3)
+    columns = native.columns(shape) if shape else 0
+    spec = frames.make_spec(quantization, count=n, dtype=dtype, seed=1, rank=0, tensor=2, step=3, columns=columns)
     size = native.frame_bytes(spec)
     frame, encoded = aligned(size), []
     for rank in range(FRAMES):

@@ -69,9 +69,7 @@ def allreduce(
     return from_wire(result, dtype).reshape(original.shape).astype(original.dtype, copy=False)
 
 
-def _open(
-    core: Compressor, transport: MpiTransport, call: int, op: str, shape: Sequence[int], dtype: str
-) -> Ticket:
+def _open(core: Compressor, transport: MpiTransport, call: int, op: str, shape: Sequence[int], dtype: str) -> Ticket:
     core.steps.begin(call)
     return core.open(op, shape, dtype, lambda: Ranks(transport.rank, transport.size, "mpi"))
 

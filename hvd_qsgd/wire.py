@@ -6,6 +6,9 @@ import dataclasses
 import struct
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from hvd_qsgd.errors import QSGDError
 
 HEADER = struct.Struct("<4s4B2I3Q4I2Qd2Q")
@@ -67,3 +70,23 @@ def parse(frame: bytes | memoryview) -> Header:
     # Fields 0, 13 and 17 are the magic and reserved.
     numbers = [*fields[5:13], *fields[14:17], fields[18]]
     return Header(version, *names, *numbers)
+
+
+def buckets(header: Header) -> int:
+    """How many scales the header's frame has."""
+    return -(-header.count // header.bucket_size) if header.bucket_size else 0
+
+
+def scales(frame: bytes | memoryview, header: Header) -> npt.NDArray[np.float32]:
+    """The scale of each bucket, in order; none in an error frame."""
+    return np.frombuffer(frame, "<f4", buckets(header), HEADER_BYTES)
+
+
+def payload_bytes(header: Header) -> int:
+    """Bytes of the coded values alone."""
+    return header.coded_bytes - HEADER_BYTES - -(-4 * buckets(header) // 16) * 16
+
+
+def message(frame: bytes | memoryview, header: Header) -> str:
+    """What the rank that sent this error frame has to say."""
+    return bytes(frame[HEADER_BYTES : header.coded_bytes]).decode("utf-8", "replace")

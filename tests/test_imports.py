@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "tensorflow", "keras", "horovod", "mpi4py")
 FREE_OF_FRAMEWORKS = sorted(
     {
-        "arrays", "compressor", "config", "errors", "frames", "methods", "native", "selection", "stats", "steps",
-        "wire", "transport", "transport.horovod", "transport.mpi", "mpi",
+        "__main__", "arrays", "compare", "compressor", "config", "describe", "errors", "frames", "methods", "native",
+        "plot", "selection", "stats", "steps", "timing", "wire", "transport", "transport.horovod", "transport.mpi",
+        "mpi",
     }
 )  # fmt: skip
 
