@@ -22,14 +22,18 @@ struct RansRows {
 
     template <int N>
     static void decode(const RansDecoder& d, const RansUnit* units, RansDecodeStream* const* streams) {
-        if (same_class_in_rows<N>(d, d, units))
-            decode_alike<N>(d, units, streams);
-        else
+        if (!same_class_in_rows<N>(d, d, units) || !decode_alike<N>(d, units, streams))
             decode_apart<N>(d, units, streams);
     }
 
   private:
     static __m512i set(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
+    // Into a register made zero just before: the instruction waits for what was in it.
+    static __m512i gather(__m512i at, const uint32_t* table) {
+        __m512i into = _mm512_setzero_si512();
+        asm("" : "+v"(into));
+        return _mm512_mask_i32gather_epi32(into, 0xFFFF, at, table, 4);
+    }
     static __m512i load_codes(const int16_t* p) {
         return _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     }
@@ -155,7 +159,7 @@ struct RansRows {
                 const __m512i number = _mm512_srav_epi32(moved, shift);
                 const __m512i entry = _mm512_add_epi32(_mm512_slli_epi32(classes, 5),
                                                        _mm512_and_si512(number, set(kRansSymbols - 1)));
-                const __m512i interval = _mm512_i32gather_epi32(entry, e.intervals, 4);
+                const __m512i interval = gather(entry, e.intervals);
                 const __m512i f = _mm512_and_si512(interval, set(0xFFFF));
                 if (__builtin_expect(escapes(number, f), 0)) {
                     const Written rare = encode_rare_row(e, units[n], at, codes, x[n], out[n]);
@@ -187,6 +191,7 @@ struct RansRows {
         // Refills the states of `mask`.
         QSGD_INLINE void fill(__mmask16 mask) {
             const uint8_t* p = in - 2 * __builtin_popcount(mask);
+ 
             bad |= p < begin;
             in = p < begin ? begin : p;
             const __m512i words =
@@ -230,28 +235,30 @@ struct RansRows {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(codes));
     }
 
+    // As if there were no escapes. If there is one the streams are left as they were.
     template <int N>
-    static void decode_alike(const RansDecoder& d, const RansUnit* units, RansDecodeStream* const* streams) {
+    static bool decode_alike(const RansDecoder& d, const RansUnit* units, RansDecodeStream* const* streams) {
         Reader readers[N];
         const uint32_t* slots[N];
+        __m512i least = _mm512_setzero_si512();
         load<N>(streams, readers);
         for (int n = 0; n < N; ++n) slots[n] = d.slots + rans_class(units[n].byte, d.classes) * kRansOne;
-        for (int row = 0; row < kUnitRows; ++row)
+        for (int row = 0; row < kUnitRows; ++row) {
+            __m512i slot[N];  // stage by stage: gathers are long, and would keep the streams from overlapping
             unroll<0, N>([&](auto k) QSGD_INLINE_LAMBDA {
-                constexpr int n = k.value;
-                Reader& reader = readers[n];
-                int16_t* const codes = units[n].codes + 16 * row;
-                const __m512i before = reader.x;
-                const __m512i at = _mm512_and_si512(before, set(kRansOne - 1));
-                const __m512i symbol = pop_symbol(reader.x, _mm512_i32gather_epi32(at, slots[n], 4));
-                if (__builtin_expect(_mm512_cmplt_epi32_mask(symbol, set(-kRansTop)), 0)) {
-                    reader = decode_rare_row(d, units[n], 0, {before, reader.in, reader.begin, reader.bad}, codes);
-                    return;
-                }
-                store_codes(codes, symbol);
-                reader.fill(low_states(reader.x));
+                slot[k.value] = gather(_mm512_and_si512(readers[k.value].x, set(kRansOne - 1)), slots[k.value]);
             });
+            unroll<0, N>([&](auto k) QSGD_INLINE_LAMBDA {
+                Reader& reader = readers[k.value];
+                const __m512i symbol = pop_symbol(reader.x, slot[k.value]);
+                least = _mm512_min_epi32(least, symbol);
+                store_codes(units[k.value].codes + 16 * row, symbol);
+            });
+            unroll<0, N>([&](auto k) QSGD_INLINE_LAMBDA { readers[k.value].fill(low_states(readers[k.value].x)); });
+        }
+        if (_mm512_cmplt_epi32_mask(least, set(-kRansTop))) return false;
         for (int n = 0; n < N; ++n) store(readers[n], *streams[n]);
+        return true;
     }
 
     template <int N>
@@ -273,7 +280,7 @@ struct RansRows {
                 const __m512i classes = classes_of(d, units[n].byte, from), before = reader.x;
                 const __m512i at = _mm512_add_epi32(_mm512_slli_epi32(classes, kRansBits),
                                                     _mm512_and_si512(before, set(kRansOne - 1)));
-                __m512i code = pop_symbol(reader.x, _mm512_i32gather_epi32(at, d.slots, 4));
+                __m512i code = pop_symbol(reader.x, gather(at, d.slots));
                 if (__builtin_expect(_mm512_cmplt_epi32_mask(code, set(-kRansTop)), 0)) {
                     reader = decode_rare_row(d, units[n], from, {before, reader.in, reader.begin, reader.bad}, codes);
                     return;
