@@ -14,10 +14,14 @@ constexpr int kUnitRows = 32;
 struct RansRows {
     template <int N>
     static void encode(const RansEncoder& e, const RansUnit* units, RansEncodeStream* const* streams) {
-        if (same_class_in_rows<N>(e, e.choice, units))
-            encode_alike<N>(e, units, streams);
-        else
+        bool plain = true;
+        for (int n = 0; n < N; ++n) plain &= units[n].plain;
+        if (!same_class_in_rows<N>(e, e.choice, units))
             encode_apart<N>(e, units, streams);
+        else if (plain)
+            encode_alike<N, true>(e, units, streams);
+        else
+            encode_alike<N, false>(e, units, streams);
     }
 
     template <int N>
@@ -97,7 +101,7 @@ struct RansRows {
         return far | _mm512_testn_epi32_mask(f, f);
     }
 
-    template <int N>
+    template <int N, bool kPlain>
     static void encode_alike(const RansEncoder& e, const RansUnit* units, RansEncodeStream* const* streams) {
         __m512i x[N], intervals[N][2];
         __m512 reciprocals[N][2];
@@ -118,7 +122,7 @@ struct RansRows {
                 const __m512i code = load_codes(codes);
                 const __m512i interval = _mm512_permutex2var_epi32(intervals[n][0], code, intervals[n][1]);
                 const __m512i f = _mm512_and_si512(interval, set(0xFFFF));
-                if (__builtin_expect(escapes(code, f), 0)) {
+                if (!kPlain && __builtin_expect(escapes(code, f), 0)) {
                     const Written rare = encode_rare_row(e, units[n], 0, codes, x[n], out[n]);
                     x[n] = rare.x, out[n] = rare.out;
                     return;

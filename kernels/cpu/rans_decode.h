@@ -56,7 +56,7 @@ class RansReader {
                 continue;
             }
             const uint64_t column = decoder_.columns ? (unit + k) * kUnit % decoder_.columns : 0;
-            units[coded] = {codes + kUnit * k, byte, column};
+            units[coded] = {codes + kUnit * k, byte, column, false};
             streams[coded++] = streams_ + k;
         }
         if (coded == kRansStreams) return RansRows::decode<kRansStreams>(decoder_, units, streams);

@@ -7,11 +7,17 @@
 namespace qsgd {
 namespace {
 
-inline uint32_t magnitude_sum(const int16_t* codes) {
+struct Magnitudes {
     uint32_t sum = 0;
-    for (uint64_t i = 0; i < kUnit; ++i) sum += static_cast<uint32_t>(codes[i] < 0 ? -codes[i] : codes[i]);
-    return sum;
-}
+    uint16_t largest = 0;
+    explicit Magnitudes(const int16_t* codes) {
+        for (uint64_t i = 0; i < kUnit; ++i) {
+            const auto magnitude = static_cast<uint16_t>(codes[i] < 0 ? -codes[i] : codes[i]);
+            sum += magnitude;
+            largest = magnitude > largest ? magnitude : largest;
+        }
+    }
+};
 
 // Codes of the units with these numbers, one after the other.
 void sample_codes(const EncodeJob& job, const uint64_t* units, uint64_t count, int16_t* codes) {
@@ -45,13 +51,20 @@ class StretchEncoder {
 
   private:
     void classify(uint64_t stretch, uint64_t units) {
+        const RansEncoder& e = *rans_.encoder;
+        if (e.choice.mode == kOneClass && job_.spec.levels <= e.plain[0]) {
+            memset(bytes_, 1, units), memset(plain_, 1, units);
+            return;
+        }
         for (uint64_t u = 0; u < units; ++u) {
             const uint64_t unit = stretch * (kStretch / kUnit) + u, left = job_.spec.count - unit * kUnit;
-            bytes_[u] = static_cast<uint8_t>(choose_unit_byte(rans_.encoder->choice, magnitude_sum(codes_of(u)),
-                                                              unit * kUnit, left < kUnit ? left : kUnit));
+            const Magnitudes magnitudes(codes_of(u));
+            bytes_[u] = static_cast<uint8_t>(
+                choose_unit_byte(e.choice, magnitudes.sum, unit * kUnit, left < kUnit ? left : kUnit));
+            plain_[u] = magnitudes.largest <= e.plain[rans_class(bytes_[u], e.choice.classes)];
         }
         bytes_[units] = 0;
-        if (rans_.encoder->choice.mode == kOneClass) return;
+        if (e.choice.mode == kOneClass) return;
         for (uint64_t u = 0; u < units; u += 2)
             rans_.units[(stretch * (kStretch / kUnit) + u) / 2] = static_cast<uint8_t>(bytes_[u] | bytes_[u + 1] << 4);
     }
@@ -67,7 +80,7 @@ class StretchEncoder {
         for (uint64_t u = first; u < last; ++u) {
             if (bytes_[u] == 0) continue;
             const uint64_t element = stretch * kStretch + u * kUnit;
-            units[count] = {codes_of(u), bytes_[u], columns ? element % columns : 0};
+            units[count] = {codes_of(u), bytes_[u], columns ? element % columns : 0, plain_[u] != 0};
             streams[count++] = &streams_[u - first];
         }
         if (count == kRansStreams) return RansRows::encode<kRansStreams>(*rans_.encoder, units, streams);
@@ -87,7 +100,7 @@ class StretchEncoder {
     const EncodeJob& job_;
     const RansJob& rans_;
     const RansScratch scratch_;
-    uint8_t bytes_[kStretch / kUnit + 1];
+    uint8_t bytes_[kStretch / kUnit + 1], plain_[kStretch / kUnit];
     RansEncodeStream streams_[kRansStreams];
 };
 

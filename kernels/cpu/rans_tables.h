@@ -18,6 +18,7 @@ struct RansChoice {
 struct RansEncoder {
     RansChoice choice;
     uint8_t shifts[kRansMaxClasses];
+    uint8_t plain[kRansMaxClasses];  // the largest magnitude up to which no code is escaped or has low bits
     uint32_t intervals[kRansMaxClasses * kRansSymbols];  // frequency, and from bit 16 on the first slot
     float reciprocals[kRansMaxClasses * kRansSymbols];   // of the frequencies, a bit less
 };
@@ -39,6 +40,8 @@ QSGD_HD uint32_t unit_byte(const RansDecoder& d, uint64_t unit) {
 QSGD_HD void fill_encoder(RansEncoder& e, const RansTable* tables) {
     for (uint32_t c = 0; c < e.choice.classes; ++c) {
         e.shifts[c] = tables[c].shift;
+        e.plain[c] = 0;
+        while (!tables[c].shift && e.plain[c] < kRansTop && tables[c].frequency[e.plain[c] + 1]) ++e.plain[c];
         for (uint32_t symbol = 0, start = 0; symbol < kRansSymbols; ++symbol) {
             const uint32_t f = rans_frequency(tables[c], symbol), at = c * kRansSymbols + symbol;
             e.intervals[at] = start << 16 | f;
@@ -73,6 +76,7 @@ struct RansUnit {
     int16_t* codes;
     uint32_t byte;    // of the unit
     uint64_t column;  // of its first element
+    bool plain;       // to an encoder: no code is escaped or has low bits
 };
 
 }  // namespace qsgd
