@@ -97,7 +97,7 @@ def streams_of(units: int) -> Iterator[list[int]]:
 
 
 class Writer:
-    """Sixteen states that take in what the decoder is to get last first."""
+    """Sixteen states that take in what the decoder gets last."""
 
     def __init__(self) -> None:
         self.x = np.full(16, 2**15, np.int64)
@@ -138,9 +138,9 @@ def pack(codes: Array, levels: int, columns: int) -> bytes:
     lengths, streams = b"", b""
     for stream in streams_of(units):
         writer = Writer()
-        for unit in reversed([u for u in stream if not model.left_out(u)]):
+        for unit in [u for u in stream if not model.left_out(u)]:
             classes = model.classes_of(unit).reshape(32, 16)
-            for row in reversed(range(32)):
+            for row in range(32):
                 writer.row(whole[unit].reshape(32, 16)[row], classes[row], model)
         lengths += struct.pack("<I", len(writer.words))
         streams += np.array(writer.words, "<u2").tobytes() + writer.x.astype("<u4").tobytes()
@@ -204,9 +204,9 @@ def unpack(payload: bytes, n: int) -> Array:
     for stream, length in zip(streams, lengths):
         states = np.frombuffer(rest, "<u4", 16, 2 * length).astype(np.int64)
         reader = Reader(np.frombuffer(rest, "<u2", length).astype(np.int64), states)
-        for unit in [u for u in stream if not model.left_out(u)]:
+        for unit in reversed([u for u in stream if not model.left_out(u)]):
             classes = model.classes_of(unit).reshape(32, 16)
-            for row in range(32):
+            for row in reversed(range(32)):
                 codes[unit, row] = reader.row(classes[row], model)
         require(not reader.words and (reader.x == 2**15).all(), "a stream that does not end as it should")
         rest = rest[2 * length + 64 :]

@@ -43,7 +43,7 @@ class StretchDecoder {
     uint32_t decode(uint64_t stretch) {
         const uint64_t units = units_of_stretch(job_.count, stretch);
         for (uint32_t f = 0; f < job_.frame_count; ++f) open(f, stretch, units);
-        for (uint64_t u = 0; u < units; u += kReadUnits) {
+        for (uint64_t u = (units - 1) / kReadUnits * kReadUnits;; u -= kReadUnits) {  // as rans is decoded
             const uint64_t begin = stretch * kStretch + u * kUnit, left = job_.count - begin;
             const uint64_t length = left < kReadElements ? left : kReadElements;
             sums_.clear(length);
@@ -52,6 +52,7 @@ class StretchDecoder {
                 sums_.add(job_.frames[f], begin, length, codes_, 1);
             }
             sums_.write(job_, begin, length, job_.factor);
+            if (u == 0) break;
         }
         uint32_t bad = 0;
         while (bad < job_.frame_count && finished(bad, units)) ++bad;

@@ -18,11 +18,17 @@ class BlockEncoder {
           pack_units_(pack_units_of(bits_ < 8 ? bits_ : 8)),
           levels_(static_cast<float>(job.spec.levels)),
           random_(job.spec.seed, job.spec.rank, job.spec.tensor, job.spec.step) {
-        const uint64_t bucket = job.spec.bucket_size;
+        start(begin);
+    }
+
+    // What comes next begins here.
+    void start(uint64_t begin) {
+        const uint64_t bucket = job_.spec.bucket_size;
         next_bucket_ = ceil_div(begin, bucket);
-        if (!job.scales_ready && begin % bucket != 0) {  // an earlier range writes this one
+        open_bucket_ = UINT64_MAX;
+        if (!job_.scales_ready && begin % bucket != 0) {  // an earlier range writes this one
             open_bucket_ = begin / bucket;
-            find_scales_(job, open_bucket_, open_bucket_ + 1, &open_scale_);
+            find_scales_(job_, open_bucket_, open_bucket_ + 1, &open_scale_);
         }
     }
 
@@ -164,7 +170,7 @@ class BlockEncoder {
     const Random random_;
     uint64_t next_bucket_;   // the first that begins after the blocks so far
     uint64_t first_bucket_;  // that meets the block at hand
-    uint64_t open_bucket_ = UINT64_MAX;
+    uint64_t open_bucket_;
     float open_scale_ = 0;
     alignas(64) float values_[kBlock + 16];
     float scales_[kBlock], bucket_inverses_[kBlock];

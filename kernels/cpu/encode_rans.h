@@ -21,16 +21,11 @@ inline uint64_t most_rans_bytes(uint64_t count, uint64_t columns) {
     return head + most_stream_bytes(units, streams);
 }
 
-// Scratch memory of one thread, not larger than the tensor needs.
-struct RansMemory {
-    std::unique_ptr<int16_t[]> codes;
-    std::unique_ptr<uint16_t[]> words;
-    explicit RansMemory(uint64_t count)
-        : codes(new int16_t[std::min(kStretch, ceil_div(count, kUnit) * kUnit)]),
-          words(new uint16_t[count < kRansFewUnits * kUnit ? most_stream_bytes(ceil_div(count, kUnit), 1)
-                                                           : kRansStreams * kRansScratchWords]) {}
-    RansScratch scratch() const { return {codes.get(), words.get()}; }
-};
+// 16-bit words that a stretch of a tensor of `count` elements has at most.
+inline uint64_t most_stretch_words(uint64_t count) {
+    return count < kRansFewUnits * kUnit ? most_stream_bytes(ceil_div(count, kUnit), 1) / 2 + 32
+                                         : kRansStreams * kRansScratchWords;
+}
 
 // What precedes the streams; returns where the units' bytes, the streams' lengths and the streams go.
 struct RansPlaces {
@@ -64,13 +59,13 @@ inline uint8_t* encode_rans_payload(const EncodeJob& job, uint32_t threads) {
     const RansPlaces places = write_rans_head(model, count, job.frame + job.at.payload);
     const RansJob rans = {&encoder, places.units, places.lengths};
 
-    std::vector<RansMemory> memory;
-    for (uint32_t t = 0; t < threads; ++t) memory.emplace_back(count);
+    const uint64_t room = most_stretch_words(count);
+    const std::unique_ptr<uint16_t[]> words(new uint16_t[room * threads]);
     std::vector<uint8_t*> begins(threads), ends(threads);
     parallel(threads, stretches_of(count), [&](uint32_t worker, uint64_t first, uint64_t last) {
         // No stretch before can need more than this.
         begins[worker] = places.streams + most_stream_bytes(kStretch / kUnit, kRansStreams) * first;
-        ends[worker] = kernels().encode_rans(job, rans, first, last, memory[worker].scratch(), begins[worker]);
+        ends[worker] = kernels().encode_rans(job, rans, first, last, words.get() + room * worker, begins[worker]);
     });
     uint8_t* end = places.streams;
     for (uint32_t t = 0; t < threads; ++t) {

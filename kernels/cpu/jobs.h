@@ -32,10 +32,6 @@ struct RansJob {
 };
 
 constexpr uint64_t kRansScratchWords = 2 * kStretch / kRansStreams + 32;  // more than a stream can have
-struct RansScratch {
-    int16_t* codes;   // of a stretch
-    uint16_t* words;  // of its streams
-};
 
 // What was read of a variable-length payload before its codes.
 struct CodedPayload {
@@ -88,9 +84,10 @@ struct Kernels {
     void (*decode_blocks)(const DecodeJob& job, uint64_t first, uint64_t last, FrameWork* work);
     // The codes of some units, each as if it were alone.
     void (*sample_codes)(const EncodeJob& job, const uint64_t* units, uint64_t count, int16_t* codes);
-    // Scales (unless ready) and streams of stretches [first, last); returns the end of what was written.
+    // Scales (unless ready) and streams of stretches [first, last), with room for the words of a stretch; returns the
+    // end of what was written.
     uint8_t* (*encode_rans)(const EncodeJob& job, const RansJob& rans, uint64_t first, uint64_t last,
-                            const RansScratch& scratch, uint8_t* out);
+                            uint16_t* words, uint8_t* out);
     // Decoded sum of stretches [first, last), with room for the streams of a stretch of all frames. Returns the first
     // frame whose payload is wrong, or frame_count.
     uint32_t (*decode_stretches)(const DecodeJob& job, uint64_t first, uint64_t last, RansDecodeStream* streams);

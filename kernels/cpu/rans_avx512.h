@@ -9,8 +9,6 @@
 namespace qsgd {
 namespace {
 
-constexpr int kUnitRows = 32;
-
 struct RansRows {
     template <int N>
     static void encode(const RansEncoder& e, const RansUnit* units, RansEncodeStream* const* streams) {
@@ -115,10 +113,11 @@ struct RansRows {
             x[n] = _mm512_load_si512(streams[n]->states);
             out[n] = streams[n]->out;
         }
-        for (int row = kUnitRows - 1; row >= 0; --row)
+        for (int row = 0; row < kUnitRows; ++row)
             unroll<0, N>([&](auto k) QSGD_INLINE_LAMBDA {
                 constexpr int n = k.value;
                 const int16_t* const codes = units[n].codes + 16 * row;
+                __builtin_prefetch(units[n].fetch + 64 * row, 0, 2);
                 const __m512i code = load_codes(codes);
                 const __m512i interval = _mm512_permutex2var_epi32(intervals[n][0], code, intervals[n][1]);
                 const __m512i f = _mm512_and_si512(interval, set(0xFFFF));
@@ -141,21 +140,21 @@ struct RansRows {
         const __m512i shifts_low = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(e.shifts)));
         const __m512i shifts_high =
             _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(e.shifts + 16)));
-        const uint32_t columns = e.choice.columns;
         __m512i x[N];
         uint16_t* out[N];
         uint64_t column[N];
         for (int n = 0; n < N; ++n) {
             x[n] = _mm512_load_si512(streams[n]->states);
             out[n] = streams[n]->out;
-            column[n] = columns ? (units[n].column + 16 * (kUnitRows - 1)) % columns : 0;
+            column[n] = units[n].column;
         }
-        for (int row = kUnitRows - 1; row >= 0; --row)
+        for (int row = 0; row < kUnitRows; ++row)
             unroll<0, N>([&](auto k) QSGD_INLINE_LAMBDA {
                 constexpr int n = k.value;
                 const int16_t* const codes = units[n].codes + 16 * row;
                 const uint64_t at = column[n];
-                if (columns) column[n] = at >= 16 ? at - 16 : at + columns - 16;
+                __builtin_prefetch(units[n].fetch + 64 * row, 0, 2);
+                column[n] = next_column(at, e.choice.columns);
                 const __m512i classes = classes_of(e.choice, units[n].byte, at);
                 const __m512i shift = _mm512_permutex2var_epi32(shifts_low, classes, shifts_high);
                 const __m512i half = _mm512_srli_epi32(_mm512_sllv_epi32(set(1), shift), 1);
@@ -247,7 +246,7 @@ struct RansRows {
         __m512i least = _mm512_setzero_si512();
         load<N>(streams, readers);
         for (int n = 0; n < N; ++n) slots[n] = d.slots + rans_class(units[n].byte, d.classes) * kRansOne;
-        for (int row = 0; row < kUnitRows; ++row) {
+        for (int row = kUnitRows - 1; row >= 0; --row) {
             __m512i slot[N];  // stage by stage: gathers are long, and would keep the streams from overlapping
             unroll<0, N>([&](auto k) QSGD_INLINE_LAMBDA {
                 slot[k.value] = gather(_mm512_and_si512(readers[k.value].x, set(kRansOne - 1)), slots[k.value]);
@@ -273,14 +272,14 @@ struct RansRows {
         Reader readers[N];
         uint64_t column[N];
         load<N>(streams, readers);
-        for (int n = 0; n < N; ++n) column[n] = units[n].column;
-        for (int row = 0; row < kUnitRows; ++row)
+        for (int n = 0; n < N; ++n) column[n] = last_row_column(units[n].column, d.columns);
+        for (int row = kUnitRows - 1; row >= 0; --row)
             unroll<0, N>([&](auto k) QSGD_INLINE_LAMBDA {
                 constexpr int n = k.value;
                 Reader& reader = readers[n];
                 int16_t* const codes = units[n].codes + 16 * row;
                 const uint64_t from = column[n];
-                if (d.columns) column[n] = next_column(from, d.columns);
+                column[n] = previous_column(from, d.columns);
                 const __m512i classes = classes_of(d, units[n].byte, from), before = reader.x;
                 const __m512i at = _mm512_add_epi32(_mm512_slli_epi32(classes, kRansBits),
                                                     _mm512_and_si512(before, set(kRansOne - 1)));

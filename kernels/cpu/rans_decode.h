@@ -27,11 +27,13 @@ class RansReader {
     }
 
     // The codes of units [first, last) of the stretch of `units` units that begins with the tensor's unit
-    // number `base`.
+    // number `base`: the last ones first, then those before.
     void read(uint64_t base, uint64_t units, uint64_t first, uint64_t last, int16_t* codes) {
         const uint64_t streams = rans_streams(units);
-        for (uint64_t u = first; u < last; u += streams, codes += kUnit * streams)
-            read_group(base + u, (last - u < streams ? last - u : streams), codes);
+        for (uint64_t u = first + (last - first - 1) / streams * streams;; u -= streams) {
+            read_group(base + u, (last - u < streams ? last - u : streams), codes + kUnit * (u - first));
+            if (u == first) break;
+        }
     }
 
     // Whether all streams are used up as their encoder left them.
@@ -56,7 +58,7 @@ class RansReader {
                 continue;
             }
             const uint64_t column = decoder_.columns ? (unit + k) * kUnit % decoder_.columns : 0;
-            units[coded] = {codes + kUnit * k, byte, column, false};
+            units[coded] = {codes + kUnit * k, byte, column, false, nullptr};
             streams[coded++] = streams_ + k;
         }
         if (coded == kRansStreams) return RansRows::decode<kRansStreams>(decoder_, units, streams);

@@ -7,6 +7,8 @@
 namespace qsgd {
 namespace {
 
+constexpr uint64_t kFetchGroups = 5;
+
 struct Magnitudes {
     uint32_t sum = 0;
     uint16_t largest = 0;
@@ -21,74 +23,93 @@ struct Magnitudes {
 
 // Codes of the units with these numbers, one after the other.
 void sample_codes(const EncodeJob& job, const uint64_t* units, uint64_t count, int16_t* codes) {
+    BlockEncoder quantizer(job, 0);
     for (uint64_t k = 0; k < count; ++k) {
         const uint64_t begin = units[k] * kUnit, left = job.spec.count - begin;
-        BlockEncoder(job, begin).codes(begin, begin + (left < kUnit ? left : kUnit), codes + kUnit * k);
+        quantizer.start(begin);
+        quantizer.codes(begin, begin + (left < kUnit ? left : kUnit), codes + kUnit * k);
     }
 }
 
+// Codes each group of units just after it was quantized: memory brings the next ones meanwhile.
 class StretchEncoder {
   public:
-    StretchEncoder(const EncodeJob& job, const RansJob& rans, const RansScratch& scratch)
-        : job_(job), rans_(rans), scratch_(scratch) {}
+    // The first stretch is number `first`.
+    StretchEncoder(const EncodeJob& job, const RansJob& rans, uint64_t first, uint16_t* words)
+        : job_(job), rans_(rans), words_(words), quantizer_(job, first * kStretch) {}
 
-    // The streams of stretch number `stretch`, whose codes are in the scratch memory, to `out`. Returns their end.
+    // The streams of stretch number `stretch`, the one after the last call's, to `out`. Returns their end.
     uint8_t* encode(uint64_t stretch, uint8_t* out) {
         const uint64_t units = units_of_stretch(job_.spec.count, stretch), streams = rans_streams(units);
-        classify(stretch, units);
+        const uint64_t base = stretch * (kStretch / kUnit);
         for (uint64_t s = 0; s < streams; ++s) {
             for (uint32_t& state : streams_[s].states) state = kRansLow;
-            streams_[s].out = scratch_.words + s * kRansScratchWords;
+            streams_[s].out = words_ + s * kRansScratchWords;
         }
-        for (uint64_t first = (units - 1) / streams * streams;; first -= streams) {
-            encode_group(stretch, first, first + streams < units ? first + streams : units);
-            if (first == 0) break;
-        }
+        for (uint64_t first = 0; first < units; first += kGroupUnits)
+            encode_group(base + first, first + kGroupUnits < units ? kGroupUnits : units - first, streams);
         uint8_t* lengths = rans_.lengths + 4 * kRansStreams * stretch;
         for (uint64_t s = 0; s < streams; ++s, lengths += 4) out = append(s, lengths, out);
         return out;
     }
 
   private:
-    void classify(uint64_t stretch, uint64_t units) {
-        const RansEncoder& e = *rans_.encoder;
-        if (e.choice.mode == kOneClass && job_.spec.levels <= e.plain[0]) {
-            memset(bytes_, 1, units), memset(plain_, 1, units);
-            return;
-        }
-        for (uint64_t u = 0; u < units; ++u) {
-            const uint64_t unit = stretch * (kStretch / kUnit) + u, left = job_.spec.count - unit * kUnit;
-            const Magnitudes magnitudes(codes_of(u));
-            bytes_[u] = static_cast<uint8_t>(
-                choose_unit_byte(e.choice, magnitudes.sum, unit * kUnit, left < kUnit ? left : kUnit));
-            plain_[u] = magnitudes.largest <= e.plain[rans_class(bytes_[u], e.choice.classes)];
-        }
-        bytes_[units] = 0;
-        if (e.choice.mode == kOneClass) return;
-        for (uint64_t u = 0; u < units; u += 2)
-            rans_.units[(stretch * (kStretch / kUnit) + u) / 2] = static_cast<uint8_t>(bytes_[u] | bytes_[u + 1] << 4);
+    static constexpr uint64_t kGroupUnits = 8;
+    static_assert(kGroupUnits % kRansStreams == 0, "a group begins with the first stream");
+
+    // Units [unit, unit + count) of the tensor.
+    void encode_group(uint64_t unit, uint64_t count, uint64_t streams) {
+        const uint64_t begin = unit * kUnit, end = begin + count * kUnit;
+ 
+        quantizer_.codes(begin, end < job_.spec.count ? end : job_.spec.count, codes_);
+        classify(unit, count);
+        for (uint64_t k = 0; k < count; k += streams)
+            encode_row_of_streams(unit, k, k + streams < count ? k + streams : count);
     }
 
-    int16_t* codes_of(uint64_t unit) const { return scratch_.codes + kUnit * unit; }
+    // Where the values lie that are quantized some groups later.
+    const char* later(uint64_t unit) const {
+        const uint64_t size = job_.spec.dtype == QSGD_FLOAT32 ? 4 : 2;
+        return static_cast<const char*>(job_.gradient) + (unit + kFetchGroups * kGroupUnits) * kUnit * size;
+    }
 
-    // Units [first, last) of the stretch, each in its own stream; those without a class are all zeros.
-    void encode_group(uint64_t stretch, uint64_t first, uint64_t last) {
+    void classify(uint64_t unit, uint64_t count) {
+        const RansEncoder& e = *rans_.encoder;
+        if (e.choice.mode == kOneClass && job_.spec.levels <= e.plain[0]) {
+            memset(bytes_, 1, count), memset(plain_, 1, count);
+            return;
+        }
+        for (uint64_t k = 0; k < count; ++k) {
+            const uint64_t begin = (unit + k) * kUnit, left = job_.spec.count - begin;
+            const Magnitudes magnitudes(codes_ + kUnit * k);
+            bytes_[k] =
+                static_cast<uint8_t>(choose_unit_byte(e.choice, magnitudes.sum, begin, left < kUnit ? left : kUnit));
+            plain_[k] = magnitudes.largest <= e.plain[rans_class(bytes_[k], e.choice.classes)];
+        }
+        bytes_[count] = 0;
+        if (e.choice.mode == kOneClass) return;
+        for (uint64_t k = 0; k < count; k += 2)
+            rans_.units[(unit + k) / 2] = static_cast<uint8_t>(bytes_[k] | bytes_[k + 1] << 4);
+    }
+
+    // Units [first, last) of the group, each in its own stream; those without a class are all zeros.
+    void encode_row_of_streams(uint64_t unit, uint64_t first, uint64_t last) {
         RansUnit units[kRansStreams];
         RansEncodeStream* streams[kRansStreams];
         uint64_t count = 0;
         const uint32_t columns = rans_.encoder->choice.columns;
-        for (uint64_t u = first; u < last; ++u) {
-            if (bytes_[u] == 0) continue;
-            const uint64_t element = stretch * kStretch + u * kUnit;
-            units[count] = {codes_of(u), bytes_[u], columns ? element % columns : 0, plain_[u] != 0};
-            streams[count++] = &streams_[u - first];
+        for (uint64_t k = first; k < last; ++k) {
+            if (bytes_[k] == 0) continue;
+            units[count] = {codes_ + kUnit * k, bytes_[k], columns ? (unit + k) * kUnit % columns : 0, plain_[k] != 0,
+                            later(unit + k)};
+            streams[count++] = &streams_[k - first];
         }
         if (count == kRansStreams) return RansRows::encode<kRansStreams>(*rans_.encoder, units, streams);
         for (uint64_t k = 0; k < count; ++k) RansRows::encode<1>(*rans_.encoder, units + k, streams + k);
     }
 
     uint8_t* append(uint64_t s, uint8_t* length, uint8_t* out) const {
-        const uint16_t* const words = scratch_.words + s * kRansScratchWords;
+        const uint16_t* const words = words_ + s * kRansScratchWords;
         const auto count = static_cast<uint32_t>(streams_[s].out - words);
         memcpy(length, &count, sizeof count);
         memcpy(out, words, 2 * static_cast<uint64_t>(count));
@@ -99,21 +120,18 @@ class StretchEncoder {
 
     const EncodeJob& job_;
     const RansJob& rans_;
-    const RansScratch scratch_;
-    uint8_t bytes_[kStretch / kUnit + 1], plain_[kStretch / kUnit];
+    uint16_t* const words_;
+    BlockEncoder quantizer_;
+    alignas(64) int16_t codes_[kGroupUnits * kUnit];
+    uint8_t bytes_[kGroupUnits + 1], plain_[kGroupUnits];
     RansEncodeStream streams_[kRansStreams];
 };
 
 // Stretches [first, last), one after the other, to `out`; returns their end.
-uint8_t* encode_rans(const EncodeJob& job, const RansJob& rans, uint64_t first, uint64_t last,
-                     const RansScratch& scratch, uint8_t* out) {
-    BlockEncoder quantizer(job, first * kStretch);
-    StretchEncoder encoder(job, rans, scratch);
-    for (uint64_t stretch = first; stretch < last; ++stretch) {
-        const uint64_t begin = stretch * kStretch, left = job.spec.count - begin;
-        quantizer.codes(begin, begin + (left < kStretch ? left : kStretch), scratch.codes);
-        out = encoder.encode(stretch, out);
-    }
+uint8_t* encode_rans(const EncodeJob& job, const RansJob& rans, uint64_t first, uint64_t last, uint16_t* words,
+                     uint8_t* out) {
+    StretchEncoder encoder(job, rans, first, words);
+    for (uint64_t stretch = first; stretch < last; ++stretch) out = encoder.encode(stretch, out);
     return out;
 }
 

@@ -15,8 +15,17 @@ inline void row_classes(const Tables& t, uint32_t unit, uint64_t column, uint8_t
             rans_class(unit, t.columns ? t.column_of[column + static_cast<uint64_t>(l)] : 7, t.classes));
 }
 
+constexpr int kUnitRows = 32;
+
+// The column of the next row's first element, of the one before, and of the last one in the unit; 0 without columns.
 inline uint64_t next_column(uint64_t column, uint32_t columns) {
-    return column + 16 < columns ? column + 16 : column + 16 - columns;
+    return column + 16 < columns ? column + 16 : columns ? column + 16 - columns : 0;
+}
+inline uint64_t previous_column(uint64_t column, uint32_t columns) {
+    return column >= 16 ? column - 16 : columns ? column + columns - 16 : 0;
+}
+inline uint64_t last_row_column(uint64_t column, uint32_t columns) {
+    return columns ? (column + 16 * (kUnitRows - 1)) % columns : 0;
 }
 
 // Makes room for a number below 2^-room of all that fit, and appends it.

@@ -76,7 +76,9 @@ struct RansUnit {
     int16_t* codes;
     uint32_t byte;    // of the unit
     uint64_t column;  // of its first element
-    bool plain;       // to an encoder: no code is escaped or has low bits
+    // For encoders:
+    bool plain;         // no code is escaped or has low bits
+    const char* fetch;  // memory that is read soon, 64 bytes a row
 };
 
 }  // namespace qsgd
