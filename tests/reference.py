@@ -12,20 +12,22 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
+import reference_rans
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 M32, M64 = 2**32 - 1, 2**64 - 1
 FLT_MAX = np.float32(2.0**128 - 2.0**104)
 GOLDEN = 0x9E3779B97F4A7C15
-CODECS = {"error": 0, "packed": 1, "ternary": 2}
+CODECS = {"error": 0, "packed": 1, "ternary": 2, "rans": 5}
+VARIABLE = {5}  # those whose payload's length only the encoder knows
 NORMS = {"max": 1, "l2": 2}
 DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3}
-MAX_LEVELS = {1: 127, 2: 1}  # of each codec
+MAX_LEVELS = {1: 127, 2: 1, 5: 32767}  # of each codec
 
 
 class FrameError(ValueError):
-    """A frame that must not be decoded; `check` is "1" … "5" (section 9) or "checksum"."""
+    """A frame that must not be decoded; `check` is the number in section 9, or "checksum" for 7 and "payload" for 8 and 9."""
 
     def __init__(self, index: int, check: str, what: str) -> None:
         super().__init__(f"frame {index}: check {check}: {what}")
@@ -74,16 +76,16 @@ def parse(frame: bytes) -> Header:
 
 
 def layout(codec: int, levels: int, count: int, bucket_size: int) -> tuple[int, int, int]:
-    """Number of buckets, offset of the payload, coded_bytes (in version 1, frame_bytes as well)."""
+    """Number of buckets, offset of the payload, coded_bytes with a fixed-width codec."""
     buckets = ceil_div(count, bucket_size)
     offset = 96 + roundup(4 * buckets, 16)
-    return buckets, offset, offset + payload_bytes(codec, levels, count)
+    return buckets, offset, offset + (0 if codec in VARIABLE else payload_bytes(codec, levels, count))
 
 
-def seal(header: Header, body: bytes) -> bytes:
+def seal(header: Header, body: bytes, frame_bytes: int = 0) -> bytes:
     """The frame of a header and a body (what lies from 96 to coded_bytes): lengths, padding, checksum."""
     coded = 96 + len(body)
-    header = replace(header, coded_bytes=coded, frame_bytes=roundup(coded, 16))
+    header = replace(header, coded_bytes=coded, frame_bytes=max(roundup(coded, 16), frame_bytes))
     frame = HEADER.pack(*astuple(header)) + body.ljust(header.frame_bytes - 96, b"\0")
     return frame[:88] + struct.pack("<Q", checksum(frame)) + frame[96:]
 
@@ -226,7 +228,9 @@ def payload_bytes(codec: int, levels: int, n: int) -> int:
     return 64 * (b * (n // 512) + ceil_div(b * ceil_div(n % 512, 16), 32))
 
 
-def pack(codes: Array, codec: int, levels: int) -> bytes:
+def pack(codes: Array, codec: int, levels: int, columns: int = 0) -> bytes:
+    if codec == CODECS["rans"]:
+        return reference_rans.pack(codes, levels, columns)
     unit = 80 if codec == CODECS["ternary"] else 512
     padded = np.pad(codes.astype(np.int8), (0, -codes.size % unit))
     rows = padded.reshape(-1, unit // 16, 16)  # unit, row, lane
@@ -241,6 +245,8 @@ def pack(codes: Array, codec: int, levels: int) -> bytes:
 
 
 def unpack(payload: bytes, codec: int, levels: int, n: int) -> Array:
+    if codec == CODECS["rans"]:
+        return reference_rans.unpack(payload, n)
     data = np.frombuffer(payload, np.uint8)
     if codec == CODECS["ternary"]:
         digits = data.reshape(-1, 1, 16) // 3 ** np.arange(5).reshape(5, 1) % 3  # unit, row, lane
@@ -267,8 +273,9 @@ def encode(
     step: int = 0,
     dtype: str = "float32",
     squared_norm: bool = False,
+    columns: int = 0,
 ) -> bytes:
-    """The frame of a tensor. bucket_size None: one bucket for the whole tensor."""
+    """The frame of a tensor. bucket_size None: one bucket for the whole tensor; columns: of the matrix that it is."""
     values = widen(array, dtype)
     d = max(values.size, 1) if bucket_size is None else bucket_size
     if not 1 <= levels <= MAX_LEVELS[CODECS[codec]] or not 1 <= d <= 2**48:
@@ -276,7 +283,7 @@ def encode(
     scales = scales_of(values, d, norm)
     codes = quantize(values, scales, d, levels, random_bits(values.size, seed, rank, tensor, step))
     raw = scales.astype("<f4").tobytes()
-    body = raw.ljust(roundup(len(raw), 16), b"\0") + pack(codes, CODECS[codec], levels)
+    body = raw.ljust(roundup(len(raw), 16), b"\0") + pack(codes, CODECS[codec], levels, columns)
     header = Header(
         codec=CODECS[codec],
         norm=NORMS[norm],
@@ -343,9 +350,14 @@ def check_itself(frame: bytes, index: int) -> Header:
     else:
         require(1 <= h.bucket_size <= 2**48, "2", f"bucket_size {h.bucket_size}")
         require(1 <= h.levels <= MAX_LEVELS[h.codec], "2", f"levels {h.levels}")
-        coded = layout(h.codec, h.levels, h.count, h.bucket_size)[2]
-        require(h.coded_bytes == coded, "2", f"coded_bytes {h.coded_bytes}, not {coded}")
-    require(h.frame_bytes == roundup(h.coded_bytes, 16), "2", f"frame_bytes {h.frame_bytes}")
+        _, offset, coded = layout(h.codec, h.levels, h.count, h.bucket_size)
+        if h.codec in VARIABLE:
+            require(offset <= h.coded_bytes <= h.frame_bytes, "2", f"coded_bytes {h.coded_bytes}")
+            require(h.frame_bytes % 16 == 0, "2", f"frame_bytes {h.frame_bytes}")
+        else:
+            require(h.coded_bytes == coded, "2", f"coded_bytes {h.coded_bytes}, not {coded}")
+    if h.codec not in VARIABLE:
+        require(h.frame_bytes == roundup(h.coded_bytes, 16), "2", f"frame_bytes {h.frame_bytes}")
     require(h.frame_bytes <= len(frame), "2", f"{h.frame_bytes} bytes, of which {len(frame)} are there")
 
     require(h.flags & 1 == 1 or h.squared_norm == 0, "3", "squared_norm without its flag")
@@ -391,7 +403,7 @@ def scales_in(frame: bytes) -> Array:
 def decode_codes(frame: bytes) -> Array:
     """The codes in a frame that is known to be good."""
     h = parse(frame)
-    payload = frame[layout(h.codec, h.levels, h.count, h.bucket_size)[1] : h.coded_bytes]
+    payload = frame[layout(h.codec, h.levels, h.count, h.bucket_size)[1] : h.coded_bytes]  # up to the padding
     return unpack(payload, h.codec, h.levels, h.count)
 
 
@@ -428,6 +440,9 @@ def decode_sum(frames: list[bytes], *, count: int, dtype: str, tensor: int, step
         verify_checksum(frame, parse(frame), index)
     acc = np.zeros(count, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        for frame in frames:
-            acc = acc + dequantize(frame)
+        for index, frame in enumerate(frames):
+            try:
+                acc = acc + dequantize(frame)
+            except reference_rans.PayloadError as error:
+                raise FrameError(index, "payload", str(error)) from error
         return narrow(acc * np.float32(factor), dtype)

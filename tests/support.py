@@ -25,8 +25,10 @@ from hvd_qsgd.steps import Ticket
 
 Array = ref.Array
 ISAS = ("avx512", "avx2", "baseline")
-CODERS = [("packed", s) for s in (1, 3, 7, 15, 31, 63, 127, 2, 5, 10, 20, 50, 100, 126)] + [("ternary", 1)]
-SOME_CODERS = [("packed", 1), ("packed", 5), ("packed", 7), ("packed", 127), ("ternary", 1)]
+FIXED_CODERS = [("packed", s) for s in (1, 3, 7, 15, 31, 63, 127, 2, 5, 10, 20, 50, 100, 126)] + [("ternary", 1)]
+VARIABLE_CODERS = [("rans", s) for s in (1, 7, 127, 128, 1000, 32767)]
+CODERS = FIXED_CODERS + VARIABLE_CODERS
+SOME_CODERS = [("packed", 1), ("packed", 5), ("packed", 7), ("packed", 127), ("ternary", 1), ("rans", 7), ("rans", 999)]
 NORMS = ("max", "l2")
 DTYPES = ("float32", "float16", "bfloat16")
 BUCKETS = (1, 3, 16, 64, 100, 512, 4096, 65536, None)
@@ -133,10 +135,11 @@ def make_spec(
     step: int = 0,
     dtype: str = "float32",
     squared_norm: bool = False,
+    columns: int = 0,
 ) -> native.Spec:
     d = max(count, 1) if bucket_size is None else bucket_size
     kinds = ref.CODECS[codec], ref.NORMS[norm], ref.DTYPES[dtype], int(squared_norm)
-    return native.Spec(count, d, seed, levels, rank, tensor, step, *kinds)
+    return native.Spec(count, d, seed, levels, rank, tensor, step, *kinds, columns)
 
 
 def shifted(data: bytes, offset: int) -> Array:

@@ -23,8 +23,8 @@ inline uint64_t most_rans_bytes(uint64_t count, uint64_t columns) {
 
 // 16-bit words that a stretch of a tensor of `count` elements has at most.
 inline uint64_t most_stretch_words(uint64_t count) {
-    return count < kRansFewUnits * kUnit ? most_stream_bytes(ceil_div(count, kUnit), 1) / 2 + 32
-                                         : kRansStreams * kRansScratchWords;
+    const uint64_t units = ceil_div(count, kUnit);
+    return rans_streams(units) == 1 ? most_stream_bytes(units, 1) / 2 + 32 : kRansStreams * kRansScratchWords;
 }
 
 // What precedes the streams; returns where the units' bytes, the streams' lengths and the streams go.
@@ -42,7 +42,7 @@ inline RansPlaces write_rans_head(const RansModel& model, uint64_t count, uint8_
     RansPlaces places;
     places.units = p;
     if (choice.mode != kOneClass) p += ceil_div(ceil_div(count, kUnit), 2);
-    memcpy(p, model.column_of.data(), choice.columns);
+    if (choice.columns) memcpy(p, model.column_of.data(), choice.columns);
     places.lengths = p + choice.columns;
     places.streams = places.lengths + 4 * rans_all_streams(count);
     return places;
