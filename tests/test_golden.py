@@ -56,6 +56,7 @@ def golden_input(kind: str, n: int, dtype: str) -> Array:
 def all_cases() -> list[Case]:
     """Every codec, width, norm and dtype; every kind of input; lengths and bucket sizes of every sort."""
     coders = [("packed", s) for s in (1, 2, 3, 5, 7, 15, 31, 63, 100, 127)] + [("ternary", 1)] * 5
+    coders += [("rans", s) for s in (1, 7, 127, 500, 32767)]
     kinds = itertools.product(enumerate(coders), enumerate(itertools.product(ref.NORMS, ref.DTYPES)))
     return [
         {
@@ -67,6 +68,7 @@ def all_cases() -> list[Case]:
             "norm": norm,
             "dtype": dtype,
             "squared_norm": (c + j) % 3 == 0,
+            "columns": (0, 16, 40)[(c + j) % 3] if codec == "rans" else 0,
             "seed": (c + 7) * 0x123456789ABCDEF * (j + 1) % 2**64,
             "rank": j,
             "tensor": 2**32 - 1 - c,
@@ -108,11 +110,11 @@ CASES: list[Case] = json.loads(FILE.read_text()) if FILE.exists() else []
 
 
 def test_golden_frames_are_complete() -> None:
-    assert len(CASES) == len(all_cases()) == 90
+    assert len(CASES) == len(all_cases()) == 120
     for case, expected in zip(CASES, all_cases()):
         assert {name: case[name] for name in expected} == expected
     assert sum("frame" in case for case in CASES) >= 30
-    for codec in ("packed", "ternary"):
+    for codec in ("packed", "ternary", "rans"):
         of_codec = [case for case in CASES if case["codec"] == codec]
         assert {(case["norm"], case["dtype"], case["input"]) for case in of_codec} == {
             (norm, dtype, kind)

@@ -13,8 +13,10 @@ from support import (
     BUCKETS,
     CODERS,
     DTYPES,
+    FIXED_CODERS,
     KINDS,
     NORMS,
+    VARIABLE_CODERS,
     Array,
     all_kernels,
     make_input,
@@ -79,7 +81,8 @@ def test_bytes_and_values(codec: str, levels: int, norm: str) -> None:
     """The full product of dtype, bucket size and length, inputs in turn."""
     turn = itertools.count()
     for dtype, bucket_size in itertools.product(DTYPES, BUCKETS):
-        around = [] if bucket_size is None else [bucket_size - 1, bucket_size, bucket_size + 1]
+        large = bucket_size is None or (bucket_size > 5000 and (codec, levels) in VARIABLE_CODERS)  # see test_rans.py
+        around = [] if large else [bucket_size - 1, bucket_size, bucket_size + 1]
         for n in sorted({*LENGTHS, *around}):
             k = next(turn)
             array = make_input(KINDS[k % len(KINDS)], n, dtype)
@@ -136,7 +139,7 @@ BIG: list[Case] = [
         "dtype": DTYPES[k % 3 if k < 9 else k // 3 % 3],
         "squared_norm": k % 4 == 0,
     }
-    for coders in (CODERS[:-1], CODERS[-1:] * 9)
+    for coders in (FIXED_CODERS[:-1], FIXED_CODERS[-1:] * 9)
     for k, (codec, levels) in enumerate(coders)
 ]
 
@@ -153,7 +156,7 @@ def test_a_million_elements_covers_every_value_with_every_codec() -> None:
         assert {case["dtype"] for case in cases} == set(DTYPES)
         assert {case["norm"] for case in cases} == set(NORMS)
         assert len(cases) >= len(KINDS)
-    assert {(case["codec"], case["levels"]) for case in BIG} == set(CODERS)
+    assert {(case["codec"], case["levels"]) for case in BIG} == set(FIXED_CODERS)
 
 
 # ---- half types ----
