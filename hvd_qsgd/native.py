@@ -112,7 +112,7 @@ def padded_bytes(size: int, last: int) -> int:
 
 
 def frame_bytes(spec: Spec) -> int:
-    """The most bytes of a frame that ``encode`` writes for ``spec``: all have as many if the codec has a fixed width."""
+    """The most bytes of a frame that ``encode`` writes for ``spec``; with a fixed width all have as many."""
     size = c_uint64()
     _raise_unless_ok(library().qsgd_frame_bytes(ctypes.byref(spec), ctypes.byref(size)))
     return size.value

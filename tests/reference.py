@@ -27,7 +27,7 @@ MAX_LEVELS = {1: 127, 2: 1, 5: 32767}  # of each codec
 
 
 class FrameError(ValueError):
-    """A frame that must not be decoded; `check` is the number in section 9, or "checksum" for 7 and "payload" for 8 and 9."""
+    """A frame that must not be decoded; `check` is the number in section 9, or "checksum" (7), "payload" (8, 9)."""
 
     def __init__(self, index: int, check: str, what: str) -> None:
         super().__init__(f"frame {index}: check {check}: {what}")

@@ -1,4 +1,4 @@
-"""The rans payload of docs/wire_format.md once more, written from that page alone (its sections 6 and 11), with NumPy alone.
+"""The rans payload of docs/wire_format.md once more, written from the page's sections 6 and 11 alone, with NumPy alone.
 
 Sixteen lanes are one NumPy array; rows and steps are plain loops.
 """

@@ -256,4 +256,5 @@ def test_mutated_frames(part: int) -> None:
     outcomes: Counter[str] = Counter()
     for _ in range(2000):
         outcomes[compare_outcomes(mutate(rng))] += 1
-    assert min(outcomes[key] for key in ("1", "2", "3", "4", "6", "checksum", "payload", "trailing", "accepted")) >= 10, outcomes
+    every = ("1", "2", "3", "4", "6", "checksum", "payload", "trailing", "accepted")
+    assert min(outcomes[key] for key in every) >= 10, outcomes
