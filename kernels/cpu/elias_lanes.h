@@ -1,0 +1,94 @@
+// Strings of small codes in vector lanes: sixteen-bit lanes as GCC vectors, whose element-wise operators are
+// lowered to the registers that exist.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include "cpu/unroll.h"
+
+namespace qsgd {
+namespace {
+
+#if defined(__AVX512BW__)
+constexpr int kShorts = 32;
+#elif defined(__AVX2__)
+constexpr int kShorts = 16;
+#else
+constexpr int kShorts = 8;
+#endif
+constexpr int kQuads = kShorts / 4;
+typedef int16_t Shorts __attribute__((vector_size(2 * kShorts)));
+typedef uint32_t Pairs __attribute__((vector_size(2 * kShorts)));
+typedef uint64_t Quads __attribute__((vector_size(2 * kShorts)));
+
+inline Shorts load_shorts(const int16_t* p) {
+    Shorts v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// A string of at most 15 bits in each lane, or, where `other` is not 0, none that fits.
+struct LaneStrings {
+    Shorts bits, lengths, other;
+};
+
+// The strings of four lanes joined; with a length that no string has if one of them is another.
+struct QuadStrings {
+    uint64_t bits[kQuads], lengths[kQuads];
+};
+
+QSGD_INLINE void join(const LaneStrings& lanes, QuadStrings& quads) {
+    const Pairs bits = reinterpret_cast<Pairs>(lanes.bits), lengths = reinterpret_cast<Pairs>(lanes.lengths);
+    const Pairs second = lengths >> 16;
+    const Quads pairs = reinterpret_cast<Quads>(((bits & 0xFFFF) << second) | (bits >> 16));
+    const Quads pair_lengths = reinterpret_cast<Quads>((lengths & 0xFFFF) + second);
+    const Quads fourth = pair_lengths >> 32;
+    const Quads all = ((pairs & 0xFFFFFFFF) << fourth) | (pairs >> 32);
+    const Quads all_lengths =
+        ((pair_lengths & 0xFFFFFFFF) + fourth) | reinterpret_cast<Quads>(lanes.other & 64);
+    memcpy(quads.bits, &all, sizeof all);
+    memcpy(quads.lengths, &all_lengths, sizeof all_lengths);
+}
+
+// Elias(k) for k up to 15; comparisons are -1 where true.
+struct SmallElias {
+    Shorts two, four, eight, bits;
+    QSGD_INLINE explicit SmallElias(Shorts k)
+        : two(k >= 2), four(k >= 4), eight(k >= 8), bits((k - 1 - two + (four & 16) + (eight & 32)) << 1) {}
+    Shorts length() const { return (two & 2) + (four & 3) - eight + 1; }
+    Shorts power_of_length() const { return (two & 6) + (four & 56) + (eight & 64) + 2; }
+};
+
+struct Magnitude {
+    Shorts negative, value;
+    QSGD_INLINE explicit Magnitude(Shorts code) : negative(code < 0), value((code ^ negative) - negative) {}
+};
+
+QSGD_INLINE LaneStrings dense_strings(Shorts code) {
+    const Magnitude magnitude(code);
+    const SmallElias number(magnitude.value + 1);
+    // Twice Elias(1) is 0: without its sign it is the same.
+    return {number.bits * 2 - magnitude.negative, number.length() - (code != 0),
+            (magnitude.value > 14) | (code == INT16_MIN)};
+}
+
+constexpr int kNearZeros = 7;  // so many codes before another are looked at
+
+// Of codes whose predecessors are zero where zeros[-1], zeros[-2], ... are -1.
+QSGD_INLINE LaneStrings sparse_strings(Shorts code, const int16_t* zeros) {
+    Shorts run = load_shorts(zeros - 1), gap = 1 - run;
+    unroll<2, kNearZeros + 1>([&](auto k) QSGD_INLINE_LAMBDA {
+        run &= load_shorts(zeros - k.value);
+        gap -= run;
+    });
+    const Magnitude magnitude(code);
+    const Shorts live = code != 0;
+    const SmallElias distance(gap), number(magnitude.value);
+    const Shorts bits = (distance.bits * 2 - magnitude.negative) * number.power_of_length() + number.bits;
+    return {bits & live, (distance.length() + 1 + number.length()) & live,
+            (run | (magnitude.value > 15)) & live};
+}
+
+}  // namespace
+}  // namespace qsgd
