@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "cpu/unroll.h"
+
 namespace qsgd {
 namespace {
 
@@ -45,16 +47,18 @@ struct BitSource {
     const uint8_t* base;
     uint64_t bits, readable;
 
+    static constexpr int kPeek = 57;
+
     bool whole(uint64_t at) const { return at / 8 + 8 <= readable; }
-    // At least 57 bits from bit number `at` on; whole(at) must be true.
+    // At least kPeek bits from bit number `at` on; whole(at) must be true.
     uint64_t peek_whole(uint64_t at) const {
         uint64_t word;
         memcpy(&word, base + at / 8, sizeof word);
         return __builtin_bswap64(word) << at % 8;
     }
+    QSGD_INLINE uint64_t peek(uint64_t at) const { return whole(at) ? peek_whole(at) : peek_part(at); }
     // The same anywhere: zeros beyond what can be read.
-    uint64_t peek(uint64_t at) const {
-        if (whole(at)) return peek_whole(at);
+    uint64_t peek_part(uint64_t at) const {
         uint64_t word = 0;
         for (uint64_t k = at / 8; k < at / 8 + 8; ++k) word = word << 8 | (k < readable ? base[k] : 0);
         return word << at % 8;
