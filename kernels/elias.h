@@ -10,6 +10,7 @@ constexpr uint32_t kEliasHead = 8;             // bytes before the blocks' lengt
 constexpr uint32_t kEliasBlock = 512;          // elements of the smallest block
 constexpr uint32_t kLargestEliasBlock = 1 << 17;
 constexpr uint32_t kExpectedNonzeros = 32;     // of a sparse block; with fewer it is made larger
+constexpr uint32_t kEliasScratchBytes = 65535 + 7;  // of a block's string while it is written
 constexpr int kEliasDigits = 18;               // binary digits of the largest number, kLargestEliasBlock + 1
 
 QSGD_HD constexpr uint32_t floor_log2(uint32_t k) {
@@ -35,6 +36,10 @@ constexpr EliasWords kEliasWords;
 // Bits of Elias(k), k < 2^18.
 QSGD_HD constexpr uint32_t elias_length(uint32_t k) { return kEliasWords.length[floor_log2(k)]; }
 
+QSGD_HD bool is_elias_block(uint32_t size, bool sparse) {
+    return size >= kEliasBlock && size <= (sparse ? kLargestEliasBlock : kEliasBlock) && (size & (size - 1)) == 0;
+}
+
 // K, the elements a block.
 QSGD_HD uint32_t elias_block(bool sparse, bool l2, uint32_t levels, uint64_t count, uint64_t bucket_size) {
     const uint64_t d = bucket_size < count ? bucket_size : count, s = levels;
@@ -45,6 +50,9 @@ QSGD_HD uint32_t elias_block(bool sparse, bool l2, uint32_t levels, uint64_t cou
     while (size * s * (s + root) < kExpectedNonzeros * d && 2 * size * longest < block_bits) size *= 2;
     return size;
 }
+
+// Elements that are quantized at a time: whole blocks.
+QSGD_HD uint64_t elias_piece(uint32_t block) { return block < 4096 ? 4096 : block; }
 
 // Bytes that no block of this many elements exceeds.
 QSGD_HD uint64_t elias_block_bound(bool sparse, uint32_t levels, uint64_t elements) {

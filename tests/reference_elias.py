@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from reference_rans import PayloadError, require
 
 Array = NDArray[Any]
 LARGEST_BLOCK = 2**17
@@ -105,15 +106,6 @@ def payload_bound(sparse: bool, levels: int, count: int, size: int) -> int:
 
 
 # ---- decoding ----
-
-
-class PayloadError(ValueError):
-    """A payload that no encoder writes."""
-
-
-def require(condition: bool, what: str) -> None:
-    if not condition:
-        raise PayloadError(what)
 
 
 class Reader:

@@ -99,28 +99,36 @@ class SparseStream : public EliasStream {
 };
 
 // A sparse block of any size, some elements at a time.
-class SpreadStream : public EliasStream {
+class SpreadReader : public EliasStream {
   public:
-    SpreadStream(const BitSource& source, uint64_t elements, uint32_t levels)
-        : EliasStream(source, nullptr, 0, levels), elements_(elements) {
-        left_ = take_nonzeros(elements);
-        if (left_ > 0) next_ = take_gap() - 1;
+    SpreadReader(const BitSource& source, uint32_t levels, EliasPosition& position)
+        : EliasStream(source, nullptr, 0, levels), position_(position) {
+        at_ = position.at, bad_ = position.bad;
     }
 
-    // The next codes; false if the block ends with them and is not as it must be.
-    bool read(int16_t* codes, uint64_t elements) {
-        memset(codes, 0, elements * sizeof *codes);
-        while (!bad_ && left_ > 0 && next_ < elements) {
-            codes[next_] = take_code();
-            if (--left_ > 0) next_ += take_gap();
-        }
-        next_ -= elements, elements_ -= elements;
-        return elements_ > 0 || (left_ == 0 && ended());
+    void begin(uint64_t elements) {
+        at_ = 0;
+        position_.nonzeros = take_nonzeros(elements);
+        position_.zeros = position_.nonzeros > 0 ? take_gap() - 1 : 0;
+        store();
     }
+    // The next codes.
+    void read(int16_t* codes, uint64_t elements) {
+        uint64_t next = position_.zeros;
+        memset(codes, 0, elements * sizeof *codes);
+        while (!bad_ && position_.nonzeros > 0 && next < elements) {
+            codes[next] = take_code();
+            if (--position_.nonzeros > 0) next += take_gap();
+        }
+        position_.zeros = position_.nonzeros > 0 ? next - elements : 0;
+        store();
+    }
+    void end() { position_.bad |= position_.nonzeros > 0 || !ended(); }
 
   private:
-    uint64_t elements_, left_;
-    uint64_t next_ = 0;  // position of the next nonzero among the elements that come
+    void store() { position_.at = at_, position_.bad = bad_; }
+
+    EliasPosition& position_;
 };
 
 constexpr uint64_t kLongCode = 8;  // bits: most codes are longer than what is looked up
@@ -148,13 +156,6 @@ inline bool within(const int16_t* codes, uint64_t elements, uint32_t levels) {
     for (uint64_t i = 0; i < elements; ++i) beyond |= (codes[i] > top) | (codes[i] < -top);
     return beyond == 0;
 }
-
-template <class S>
-bool decode4(const BitSource* s, int16_t* codes, uint32_t levels) {
-    return decode_two<S>(s, codes, levels) & decode_two<S>(s + 2, codes + 1024, levels) & within(codes, 2048, levels);
-}
-inline bool decode_dense4(const BitSource* s, int16_t* codes, uint32_t levels) { return decode4<DenseStream>(s, codes, levels); }
-inline bool decode_sparse4(const BitSource* s, int16_t* codes, uint32_t levels) { memset(codes, 0, 4096); return decode4<SparseStream>(s, codes, levels); }
 
 }  // namespace
 }  // namespace qsgd

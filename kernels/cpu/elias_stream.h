@@ -3,6 +3,7 @@
 
 #include "cpu/bits.h"
 #include "cpu/elias_tables.h"
+#include "cpu/jobs.h"
 
 namespace qsgd {
 namespace {
