@@ -64,39 +64,60 @@ class SparseEncoder {
         : codes_(codes), elements_(elements), writer_(out) {}
 
     void encode() {
-        uint32_t nonzeros = 0;
-        for (uint64_t i = 0; i < elements_; ++i) nonzeros += codes_[i] != 0;
+        const uint32_t nonzeros = count();
         writer_.put(elias(nonzeros + 1));
         uint64_t i = 0;
-        if (nonzeros > elements_ / 16)
+        if (nonzeros > elements_ / 2)
             for (; i + kChunk <= elements_; i += kChunk) put_chunk(i);
         int64_t last = last_before(i);
-        for (; i + 4 <= elements_; i += 4) {
-            uint64_t four;
-            memcpy(&four, codes_ + i, sizeof four);
-            if (four != 0) last = put_some(i, i + 4, last);
+        const uint64_t step = nonzeros > elements_ / 16 ? kChunk : kSkipped;
+        for (; i < elements_; i += step) {
+            const uint64_t end = i + step < elements_ ? i + step : elements_;
+            if (step > kSkipped || !all_zero(i, end)) last = put_some(i, end, last);
         }
-        put_some(i, elements_, last);
     }
     uint8_t* end() const { return writer_.end(); }
 
   private:
-    static constexpr uint64_t kChunk = 128;
+    static constexpr uint64_t kChunk = 512;
+    static constexpr uint64_t kSkipped = 16;  // at a time, where almost all are zero
 
+    uint32_t count() const {
+        uint32_t all = 0;
+        for (uint64_t begin = 0; begin < elements_; begin += kChunk) {
+            const uint64_t end = begin + kChunk < elements_ ? begin + kChunk : elements_;
+            int16_t zeros = 0;  // as narrow as the codes: so many in a vector
+            for (uint64_t i = begin; i < end; ++i) zeros = static_cast<int16_t>(zeros + (codes_[i] == 0));
+            all += static_cast<uint32_t>(end - begin) - static_cast<uint32_t>(zeros);
+        }
+        return all;
+    }
+
+    bool all_zero(uint64_t begin, uint64_t end) const {
+        int32_t any = 0;
+        for (uint64_t i = begin; i < end; ++i) any |= codes_[i];
+        return any == 0;
+    }
+
+    // Of a block of which most codes are not zero.
     void put_chunk(uint64_t begin) {
         // The element before a block counts as one that is not zero.
         int16_t zeros[kNearZeros + kChunk];
         for (int k = 0; k < kNearZeros; ++k)
-            zeros[k] = begin + k >= kNearZeros && codes_[begin + k - kNearZeros] == 0 ? -1 : 0;
-        for (uint64_t k = 0; k < kChunk; ++k) zeros[kNearZeros + k] = -(codes_[begin + k] == 0);
+            zeros[k] = begin > 0 && codes_[begin + k - kNearZeros] == 0 ? -1 : 0;
+        for (uint64_t k = 0; k < kChunk; ++k) zeros[kNearZeros + k] = codes_[begin + k] == 0 ? -1 : 0;
+        BitWriter writer = writer_;  // in registers
         QuadStrings quads;
         for (uint64_t i = 0; i < kChunk; i += kShorts) {
             join(sparse_strings(load_shorts(codes_ + begin + i), zeros + kNearZeros + i), quads);
-            put_quads(writer_, quads, [&](int k) {
+            put_quads(writer, quads, [&](int k) {
                 const uint64_t at = begin + i + 4 * static_cast<uint64_t>(k);
+                writer_ = writer;
                 put_some(at, at + 4, last_before(at));
+                writer = writer_;
             });
         }
+        writer_ = writer;
     }
 
     // Position of the last nonzero before `i`, or -1.
@@ -106,14 +127,18 @@ class SparseEncoder {
         return last;
     }
 
-    // The strings of the nonzeros among [first, end), `last` being the one before them; the new last one.
+    // The strings of the nonzeros among at most kChunk elements, `last` being the one before them; the new last one.
     int64_t put_some(uint64_t first, uint64_t end, int64_t last) {
-        for (uint64_t i = first; i < end; ++i) {
-            if (codes_[i] == 0) continue;
-            const BitString gap = elias(static_cast<uint32_t>(static_cast<int64_t>(i) - last));
-            writer_.put(gap.then(sign(codes_[i])).then(elias(magnitude(codes_[i]))));
-            last = static_cast<int64_t>(i);
+        uint64_t where[kChunk + 1], found = 0;
+        for (uint64_t i = first; i < end; ++i) where[found] = i, found += codes_[i] != 0;  // without a branch
+        BitWriter writer = writer_;  // in registers
+        for (uint64_t k = 0; k < found; ++k) {
+            const int16_t code = codes_[where[k]];
+            const BitString gap = elias(static_cast<uint32_t>(static_cast<int64_t>(where[k]) - last));
+            writer.put(gap.then(sign(code)).then(elias(magnitude(code))));
+            last = static_cast<int64_t>(where[k]);
         }
+        writer_ = writer;
         return last;
     }
 

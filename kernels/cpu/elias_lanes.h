@@ -74,19 +74,32 @@ QSGD_INLINE LaneStrings dense_strings(Shorts code) {
 
 constexpr int kNearZeros = 7;  // so many codes before another are looked at
 
-// Of codes whose predecessors are zero where zeros[-1], zeros[-2], ... are -1.
+// Elias(gap) and a sign, for gaps up to kNearZeros. Elements before one are 0 where zeros[-1], zeros[-2], ... are -1.
+struct SmallGap {
+    Shorts bits, length, beyond;
+    QSGD_INLINE SmallGap(const int16_t* zeros, Shorts negative) {
+        Shorts run = load_shorts(zeros - 1), sum = run;
+        const Shorts two = run;
+        Shorts four = run;
+        unroll<2, kNearZeros + 1>([&](auto k) QSGD_INLINE_LAMBDA {
+            run &= load_shorts(zeros - k.value);
+            sum += run;
+            if (k.value == 3) four = run;
+        });
+        // Of gap g, 2 * Elias(g) is 4 * (g - 1), 4 more from 2 on and 64 more from 4 on.
+        bits = (two & 4) + (four & 64) - negative - sum * 4;
+        length = (two & 2) + (four & 3) + 2;
+        beyond = run;
+    }
+};
+
 QSGD_INLINE LaneStrings sparse_strings(Shorts code, const int16_t* zeros) {
-    Shorts run = load_shorts(zeros - 1), gap = 1 - run;
-    unroll<2, kNearZeros + 1>([&](auto k) QSGD_INLINE_LAMBDA {
-        run &= load_shorts(zeros - k.value);
-        gap -= run;
-    });
     const Magnitude magnitude(code);
     const Shorts live = code != 0;
-    const SmallElias distance(gap), number(magnitude.value);
-    const Shorts bits = (distance.bits * 2 - magnitude.negative) * number.power_of_length() + number.bits;
-    return {bits & live, (distance.length() + 1 + number.length()) & live,
-            (run | (magnitude.value > 15)) & live};
+    const SmallGap gap(zeros, magnitude.negative);
+    const SmallElias number(magnitude.value);
+    return {(gap.bits * number.power_of_length() + number.bits) & live, (gap.length + number.length()) & live,
+            (gap.beyond | (magnitude.value > 15)) & live};
 }
 
 }  // namespace
