@@ -173,6 +173,7 @@ def blocks_in(payload: bytes, count: int) -> Iterator[tuple[bytes, int]]:
 def unpack(payload: bytes, sparse: bool, levels: int, count: int) -> Array:
     """The codes of a payload; PayloadError where no encoder writes it."""
     if count == 0:
+        require(not payload, "a payload of nothing")
         return np.zeros(0, np.int64)
     require(sparse or HEAD.unpack_from(payload.ljust(8, b"\0"))[0] == 512, "blocks of another size than 512")
     decode = sparse_block if sparse else dense_block

@@ -90,6 +90,7 @@ def test_block_sizes() -> None:
 
 
 REFUSED = {
+    "a payload of nothing": (b"\0", 0),
     "cut in the head": (b"\0\2\0\0\0\0\0", 1),
     "reserved bytes": (b"\0\2\0\0\1\0\0\0\1\0\0", 1),
     "no power of two": (payload("0", size=513), 1),
