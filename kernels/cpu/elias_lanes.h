@@ -59,17 +59,21 @@ struct SmallElias {
     Shorts power_of_length() const { return (two & 6) + (four & 56) + (eight & 64) + 2; }
 };
 
-struct Magnitude {
-    Shorts negative, value;
-    QSGD_INLINE explicit Magnitude(Shorts code) : negative(code < 0), value((code ^ negative) - negative) {}
+// Magnitudes up to `most`; others are 0, and said to be beyond.
+struct SmallMagnitude {
+    Shorts negative, value, beyond;
+    QSGD_INLINE SmallMagnitude(Shorts code, int16_t most) : negative(code < 0) {
+        value = (code ^ negative) - negative;
+        beyond = value > most;
+        value &= ~beyond;
+    }
 };
 
 QSGD_INLINE LaneStrings dense_strings(Shorts code) {
-    const Magnitude magnitude(code);
+    const SmallMagnitude magnitude(code, 14);
     const SmallElias number(magnitude.value + 1);
     // Twice Elias(1) is 0: without its sign it is the same.
-    return {number.bits * 2 - magnitude.negative, number.length() - (code != 0),
-            (magnitude.value > 14) | (code == INT16_MIN)};
+    return {number.bits * 2 - magnitude.negative, number.length() - (code != 0), magnitude.beyond};
 }
 
 constexpr int kNearZeros = 7;  // so many codes before another are looked at
@@ -94,12 +98,12 @@ struct SmallGap {
 };
 
 QSGD_INLINE LaneStrings sparse_strings(Shorts code, const int16_t* zeros) {
-    const Magnitude magnitude(code);
+    const SmallMagnitude magnitude(code, 15);
     const Shorts live = code != 0;
     const SmallGap gap(zeros, magnitude.negative);
     const SmallElias number(magnitude.value);
     return {(gap.bits * number.power_of_length() + number.bits) & live, (gap.length + number.length()) & live,
-            (gap.beyond | (magnitude.value > 15)) & live};
+            (gap.beyond & live) | magnitude.beyond};
 }
 
 }  // namespace
