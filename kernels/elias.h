@@ -6,12 +6,12 @@
 
 namespace qsgd {
 
-constexpr uint32_t kEliasHead = 8;             // bytes before the blocks' lengths
-constexpr uint32_t kEliasBlock = 512;          // elements of the smallest block
+constexpr uint32_t kEliasHead = 8;     // bytes before the blocks' lengths
+constexpr uint32_t kEliasBlock = 512;  // elements of the smallest block
 constexpr uint32_t kLargestEliasBlock = 1 << 17;
-constexpr uint32_t kExpectedNonzeros = 32;     // of a sparse block; with fewer it is made larger
+constexpr uint32_t kExpectedNonzeros = 32;          // of a sparse block; with fewer it is made larger
 constexpr uint32_t kEliasScratchBytes = 65535 + 7;  // of a block's string while it is written
-constexpr int kEliasDigits = 18;               // binary digits of the largest number, kLargestEliasBlock + 1
+constexpr int kEliasDigits = 18;  // binary digits of the largest number, kLargestEliasBlock + 1
 
 QSGD_HD constexpr uint32_t floor_log2(uint32_t k) {
     uint32_t m = 0;
@@ -37,7 +37,8 @@ constexpr EliasWords kEliasWords;
 QSGD_HD constexpr uint32_t elias_length(uint32_t k) { return kEliasWords.length[floor_log2(k)]; }
 
 QSGD_HD bool is_elias_block(uint32_t size, bool sparse) {
-    return size >= kEliasBlock && size <= (sparse ? kLargestEliasBlock : kEliasBlock) && (size & (size - 1)) == 0;
+    return size >= kEliasBlock && size <= (sparse ? kLargestEliasBlock : kEliasBlock) &&
+           (size & (size - 1)) == 0;
 }
 
 // K, the elements a block.
@@ -56,8 +57,9 @@ QSGD_HD uint64_t elias_piece(uint32_t block) { return block < 4096 ? 4096 : bloc
 
 // Bytes that no block of this many elements exceeds.
 QSGD_HD uint64_t elias_block_bound(bool sparse, uint32_t levels, uint64_t elements) {
-    const uint64_t bits = sparse ? elias_length(static_cast<uint32_t>(elements) + 1) + elements * (2 + elias_length(levels))
-                                 : elements * (1 + elias_length(levels + 1));
+    const uint64_t bits =
+        sparse ? elias_length(static_cast<uint32_t>(elements) + 1) + elements * (2 + elias_length(levels))
+               : elements * (1 + elias_length(levels + 1));
     return (bits + 7) / 8;
 }
 

@@ -38,7 +38,7 @@ class BitWriter {
 
   private:
     uint8_t* out_;
-    uint64_t held_ = 0;   // its last count_ bits are not part of a whole byte
+    uint64_t held_ = 0;  // its last count_ bits are not part of a whole byte
     uint32_t count_ = 0;
 };
 

@@ -9,8 +9,6 @@
 namespace qsgd {
 namespace {
 
-constexpr uint64_t kReadUnits = 8, kReadElements = kReadUnits * kUnit;
-
 // The codes of a frame of fixed width, one by one.
 inline void read_packed(const FrameView& frame, uint64_t begin, uint64_t length, int16_t* codes) {
     const uint32_t bits = code_bits(frame.header.levels);

@@ -1,4 +1,5 @@
-// Blocks of Elias' strings from a gradient, a few at a time so that their codes stay in the first-level cache.
+// Blocks of Elias' strings from a gradient, a few at a time so that their codes stay in the first-level
+// cache.
 #pragma once
 
 #include "cpu/elias_encode.h"

@@ -1,5 +1,5 @@
-// Elias' strings to codes (docs/wire_format.md, section 6). Whatever the bits are, no block is read beyond what can be
-// read nor written beyond its codes.
+// Elias' strings to codes (docs/wire_format.md, section 6). Whatever the bits are, no block is read beyond
+// what can be read nor written beyond its codes.
 #pragma once
 
 #include "cpu/elias_stream.h"
@@ -99,42 +99,46 @@ class SparseStream : public EliasStream {
 };
 
 // A sparse block of any size, some elements at a time.
-class SpreadReader : public EliasStream {
+class SpreadStream : public EliasStream {
   public:
-    SpreadReader(const BitSource& source, uint32_t levels, EliasPosition& position)
-        : EliasStream(source, nullptr, 0, levels), position_(position) {
-        at_ = position.at, bad_ = position.bad;
+    // From the block's beginning.
+    SpreadStream(const BitSource& source, uint64_t elements, uint32_t levels)
+        : EliasStream(source, nullptr, 0, levels), nonzeros_(take_nonzeros(elements)) {
+        if (nonzeros_ > 0) zeros_ = take_gap() - 1;
+    }
+    SpreadStream(const BitSource& source, const EliasPlace& place, uint32_t levels)
+        : EliasStream(source, nullptr, 0, levels), nonzeros_(place.nonzeros), zeros_(place.zeros) {
+        at_ = place.at;
     }
 
-    void begin(uint64_t elements) {
-        at_ = 0;
-        position_.nonzeros = take_nonzeros(elements);
-        position_.zeros = position_.nonzeros > 0 ? take_gap() - 1 : 0;
-        store();
-    }
-    // The next codes.
+    EliasPlace place() const { return {at_, nonzeros_, zeros_}; }
     void read(int16_t* codes, uint64_t elements) {
-        uint64_t next = position_.zeros;
         memset(codes, 0, elements * sizeof *codes);
-        while (!bad_ && position_.nonzeros > 0 && next < elements) {
-            codes[next] = take_code();
-            if (--position_.nonzeros > 0) next += take_gap();
-        }
-        position_.zeros = position_.nonzeros > 0 ? next - elements : 0;
-        store();
+        visit(elements, [&](uint64_t at, int16_t code) { codes[at] = code; });
     }
-    void end() { position_.bad |= position_.nonzeros > 0 || !ended(); }
+    void skip(uint64_t elements) {
+        visit(elements, [](uint64_t, int16_t) {});
+    }
+    // Whether this is the block's end, and as it must be.
+    bool finished() const { return nonzeros_ == 0 && ended(); }
 
   private:
-    void store() { position_.at = at_, position_.bad = bad_; }
+    template <class Body>
+    QSGD_INLINE void visit(uint64_t elements, Body body) {
+        while (!bad_ && nonzeros_ > 0 && zeros_ < elements) {
+            body(zeros_, take_code());
+            if (--nonzeros_ > 0) zeros_ += take_gap();
+        }
+        if (nonzeros_ > 0) zeros_ -= elements;
+    }
 
-    EliasPosition& position_;
+    uint64_t nonzeros_, zeros_ = 0;
 };
 
 constexpr uint64_t kLongCode = 8;  // bits: most codes are longer than what is looked up
 
-// Two whole blocks at a time, since each of a block's lookups waits for the one before. Returns whether both are as
-// they must be.
+// Two whole blocks at a time, since each of a block's lookups waits for the one before. Returns whether both
+// are as they must be.
 template <class Stream>
 bool decode_two(const BitSource* sources, int16_t* codes, uint32_t levels) {
     Stream a(sources[0], codes, kEliasBlock, levels), b(sources[1], codes + kEliasBlock, kEliasBlock, levels);

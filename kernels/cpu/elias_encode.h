@@ -1,7 +1,7 @@
 // Blocks of codes to Elias' strings (docs/wire_format.md, section 6).
 //
-// Where consecutive codes are small, the strings of four are made and joined in vector lanes; others are taken
-// one by one.
+// Where consecutive codes are small, the strings of four are made and joined in vector lanes; others are
+// taken one by one.
 #pragma once
 
 #include "cpu/bits.h"
@@ -24,8 +24,8 @@ QSGD_INLINE void put_quads(BitWriter& writer, const QuadStrings& quads, Other ot
     for (int k = 0; k < kQuads; k += 2) {
         const uint64_t length = quads.lengths[k] + quads.lengths[k + 1];
         if (__builtin_expect(length <= BitWriter::kMost, 1)) {
-            writer.put({quads.bits[k] << quads.lengths[k + 1] | quads.bits[k + 1],
-                        static_cast<uint32_t>(length)});
+            writer.put(
+                {quads.bits[k] << quads.lengths[k + 1] | quads.bits[k + 1], static_cast<uint32_t>(length)});
             continue;
         }
         for (int q = k; q < k + 2; ++q)
@@ -127,11 +127,12 @@ class SparseEncoder {
         return last;
     }
 
-    // The strings of the nonzeros among at most kChunk elements, `last` being the one before them; the new last one.
+    // The strings of the nonzeros among at most kChunk elements, `last` being the one before them; the new
+    // last one.
     int64_t put_some(uint64_t first, uint64_t end, int64_t last) {
         uint64_t where[kChunk + 1], found = 0;
         for (uint64_t i = first; i < end; ++i) where[found] = i, found += codes_[i] != 0;  // without a branch
-        BitWriter writer = writer_;  // in registers
+        BitWriter writer = writer_;                                                        // in registers
         for (uint64_t k = 0; k < found; ++k) {
             const int16_t code = codes_[where[k]];
             const BitString gap = elias(static_cast<uint32_t>(static_cast<int64_t>(where[k]) - last));

@@ -78,7 +78,8 @@ QSGD_INLINE LaneStrings dense_strings(Shorts code) {
 
 constexpr int kNearZeros = 7;  // so many codes before another are looked at
 
-// Elias(gap) and a sign, for gaps up to kNearZeros. Elements before one are 0 where zeros[-1], zeros[-2], ... are -1.
+// Elias(gap) and a sign, for gaps up to kNearZeros. Elements before one are 0 where zeros[-1], zeros[-2], ...
+// are -1.
 struct SmallGap {
     Shorts bits, length, beyond;
     QSGD_INLINE SmallGap(const int16_t* zeros, Shorts negative) {

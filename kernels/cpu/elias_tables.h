@@ -6,8 +6,8 @@
 namespace qsgd {
 namespace {
 
-// The first number of a string: after `skip` bits, the last of them its leading digit, come `digits` more ones and
-// then a bit 0, or 1 if that was not the number but one less than the digits of another.
+// The first number of a string: after `skip` bits, the last of them its leading digit, come `digits` more
+// ones and then a bit 0, or 1 if that was not the number but one less than the digits of another.
 struct NumberShape {
     uint8_t skip, digits;
 };

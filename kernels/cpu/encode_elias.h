@@ -10,7 +10,8 @@ namespace qsgd {
 namespace {
 
 inline uint32_t block_of(const qsgd_spec& s) {
-    return elias_block(s.codec == QSGD_CODEC_ELIAS_SPARSE, s.norm == QSGD_NORM_L2, s.levels, s.count, s.bucket_size);
+    return elias_block(s.codec == QSGD_CODEC_ELIAS_SPARSE, s.norm == QSGD_NORM_L2, s.levels, s.count,
+                       s.bucket_size);
 }
 
 inline uint64_t most_elias_bytes(const qsgd_spec& s) {
@@ -38,12 +39,11 @@ inline uint8_t* encode_elias_payload(const EncodeJob& job, uint32_t threads) {
     std::vector<EliasMemory> memory;
     for (uint32_t t = 0; t < threads; ++t) memory.emplace_back(elias_piece(elias.block));
     uint8_t* const blocks = elias.lengths + 2 * ceil_div(spec.count, elias.block);
-    return encode_stretches(threads, spec.count, most, blocks,
-                            [&](uint32_t worker, uint64_t first, uint64_t last, uint8_t* out) {
-                                const EliasMemory& mine = memory[worker];
-                                return kernels().encode_elias(job, elias, first, last,
-                                                              {mine.codes.get(), mine.block.get()}, out);
-                            });
+    return encode_stretches(
+        threads, spec.count, most, blocks, [&](uint32_t worker, uint64_t first, uint64_t last, uint8_t* out) {
+            const EliasMemory& mine = memory[worker];
+            return kernels().encode_elias(job, elias, first, last, {mine.codes.get(), mine.block.get()}, out);
+        });
 }
 
 }  // namespace

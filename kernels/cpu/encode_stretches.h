@@ -9,8 +9,8 @@
 namespace qsgd {
 namespace {
 
-// Calls encode(worker, first, last, out) -> end for ranges of all stretches, none of which needs more than `most`
-// bytes, and puts what they wrote one after the other, from `out` on. Returns the end.
+// Calls encode(worker, first, last, out) -> end for ranges of all stretches, none of which needs more than
+// `most` bytes, and puts what they wrote one after the other, from `out` on. Returns the end.
 template <class Encode>
 uint8_t* encode_stretches(uint32_t threads, uint64_t count, uint64_t most, uint8_t* out, Encode encode) {
     std::vector<uint8_t*> begins(threads), ends(threads);

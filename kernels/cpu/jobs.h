@@ -84,13 +84,21 @@ struct alignas(64) FrameWork {
     float steps[kGroupSteps];  // of the group of blocks at hand
 };
 
-// How far the variable-length payload of a frame was read.
+// Stretches of variable-length payloads are decoded some units at a time, from the last to the first.
+constexpr uint64_t kReadUnits = 8, kReadElements = kReadUnits * kUnit, kReads = kStretch / kReadElements;
+
+// A place in a sparse block of Elias' strings.
+struct EliasPlace {
+    uint64_t at;        // bits before
+    uint64_t nonzeros;  // that come
+    uint64_t zeros;     // before the next of them
+};
+
+// What a thread knows of the stretch of a frame that it decodes.
 struct EliasPosition {
     const uint8_t* block;
     uint64_t number;  // of the block
-    // In a block that is read some elements at a time:
-    uint64_t at;               // bits read
-    uint64_t nonzeros, zeros;  // left of the former; how many elements come before the next of them
+    EliasPlace places[kReads];  // in blocks that are read in parts
     bool bad;
 };
 
