@@ -98,7 +98,7 @@ class StretchDecoder {
     const DecodeJob& job_;
     ReadPosition* const positions_;
     Sums<kReadElements> sums_;
-    alignas(64) int16_t codes_[kReadElements];
+    alignas(64) int16_t codes_[kReadElements + 16];  // a vector may begin at the last
 };
 
 uint32_t decode_stretches(const DecodeJob& job, uint64_t first, uint64_t last, ReadPosition* positions) {
