@@ -289,9 +289,7 @@ def encode(
     raw = scales.astype("<f4").tobytes()
     if CODECS[codec] in SPARSE:
         sparse = SPARSE[CODECS[codec]]
-        payload = reference_elias.pack(
-            codes, sparse, reference_elias.block_size(sparse, levels, values.size, d, norm)
-        )
+        payload = reference_elias.pack(codes, sparse, reference_elias.block_size(sparse, levels, values.size, d, norm))
     else:
         payload = pack(codes, CODECS[codec], levels, columns)
     body = raw.ljust(roundup(len(raw), 16), b"\0") + payload

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from reference_rans import PayloadError, require
+from reference_rans import require
 
 Array = NDArray[Any]
 LARGEST_BLOCK = 2**17
