@@ -38,8 +38,9 @@ SETTINGS: list[dict[str, Any]] = [
     {"bits": 4, "bucket_size": 100},
     {"bits": 8, "norm": "l2", "bucket_size": None},
     {"codec": "ternary"},
-    {"codec": "rans", "levels": 7},
+    *({"codec": codec, "levels": 7} for codec in ("elias-dense", "elias-sparse", "rans")),
     {"codec": "rans", "levels": 127},
+    {"codec": "elias-sparse", "levels": 1805, "norm": "l2", "bucket_size": None},
 ]
 
 

@@ -39,7 +39,7 @@ def encode(
         bits: b = 2..8, that is 2^(b-1) - 1 levels (default 4; ternary: 2). ``levels`` sets the levels instead.
         bucket_size: elements a scale, or ``None`` for the whole array.
         norm: ``"max"`` or ``"l2"``.
-        codec: ``"packed"``, ``"ternary"`` or ``"rans"``.
+        codec: ``"packed"``, ``"ternary"``, ``"elias-dense"``, ``"elias-sparse"`` or ``"rans"``.
         seed, rank, tensor, step: what the random rounding depends on, besides the element's position.
         squared_norm: put the squared l2 norm into the header.
 

@@ -25,7 +25,13 @@ class Codec(NamedTuple):
     variable: bool
 
 
-CODECS = {"packed": Codec(1, 127, False), "ternary": Codec(2, 1, False), "rans": Codec(5, 32767, True)}
+CODECS = {
+    "packed": Codec(1, 127, False),
+    "ternary": Codec(2, 1, False),
+    "elias-dense": Codec(3, 32767, True),
+    "elias-sparse": Codec(4, 32767, True),
+    "rans": Codec(5, 32767, True),
+}
 NORMS = {"max": 1, "l2": 2}
 DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -41,7 +41,10 @@ QSGD_HD uint32_t code_bits(uint32_t levels) {
 }
 
 QSGD_HD bool is_codec(uint8_t codec) {
-    return codec == QSGD_CODEC_PACKED || codec == QSGD_CODEC_TERNARY || codec == QSGD_CODEC_RANS;
+    return codec >= QSGD_CODEC_PACKED && codec <= QSGD_CODEC_RANS;
+}
+QSGD_HD bool is_elias(uint8_t codec) {
+    return codec == QSGD_CODEC_ELIAS_DENSE || codec == QSGD_CODEC_ELIAS_SPARSE;
 }
 QSGD_HD bool has_fixed_width(uint8_t codec) {
     return codec == QSGD_CODEC_PACKED || codec == QSGD_CODEC_TERNARY;

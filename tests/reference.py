@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
+import reference_elias
 import reference_rans
 from numpy.typing import ArrayLike, NDArray
 
@@ -19,11 +20,12 @@ Array = NDArray[Any]
 M32, M64 = 2**32 - 1, 2**64 - 1
 FLT_MAX = np.float32(2.0**128 - 2.0**104)
 GOLDEN = 0x9E3779B97F4A7C15
-CODECS = {"error": 0, "packed": 1, "ternary": 2, "rans": 5}
-VARIABLE = {5}  # those whose payload's length only the encoder knows
+CODECS = {"error": 0, "packed": 1, "ternary": 2, "elias-dense": 3, "elias-sparse": 4, "rans": 5}
+SPARSE = {3: False, 4: True}  # of the Elias codecs
+VARIABLE = {*SPARSE, 5}  # those whose payload's length only the encoder knows
 NORMS = {"max": 1, "l2": 2}
 DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3}
-MAX_LEVELS = {1: 127, 2: 1, 5: 32767}  # of each codec
+MAX_LEVELS = {1: 127, 2: 1, 3: 32767, 4: 32767, 5: 32767}  # of each codec
 
 
 class FrameError(ValueError):
@@ -245,6 +247,8 @@ def pack(codes: Array, codec: int, levels: int, columns: int = 0) -> bytes:
 
 
 def unpack(payload: bytes, codec: int, levels: int, n: int) -> Array:
+    if codec in SPARSE:
+        return reference_elias.unpack(payload, SPARSE[codec], levels, n)
     if codec == CODECS["rans"]:
         return reference_rans.unpack(payload, n)
     data = np.frombuffer(payload, np.uint8)
@@ -283,7 +287,12 @@ def encode(
     scales = scales_of(values, d, norm)
     codes = quantize(values, scales, d, levels, random_bits(values.size, seed, rank, tensor, step))
     raw = scales.astype("<f4").tobytes()
-    body = raw.ljust(roundup(len(raw), 16), b"\0") + pack(codes, CODECS[codec], levels, columns)
+    if CODECS[codec] in SPARSE:
+        sparse = SPARSE[CODECS[codec]]
+        payload = reference_elias.pack(codes, sparse, reference_elias.block_size(sparse, levels, values.size, d, norm))
+    else:
+        payload = pack(codes, CODECS[codec], levels, columns)
+    body = raw.ljust(roundup(len(raw), 16), b"\0") + payload
     header = Header(
         codec=CODECS[codec],
         norm=NORMS[norm],

@@ -70,7 +70,7 @@ def test_changes_keep_the_rest() -> None:
         ),
         ({"seed": 1}, "'seed' cannot be changed: only bits, levels, bucket_size, norm and codec can"),
         ({"norm": "l1"}, "norm='l1' is unknown: use one of 'l2', 'max'"),
-        ({"codec": "elias"}, "codec='elias' is unknown: use one of 'packed', 'ternary'"),
+        ({"codec": "elias"}, "codec='elias' is unknown: use one of 'elias-dense', 'elias-sparse', 'packed', 'rans'"),
         (
             {"bucket_size": 0},
             "bucket_size=0 is not a whole number from 1 to 281474976710656 (or None: the",

@@ -24,7 +24,7 @@ STATUSES = {
     "4": {21},
     "6": {22},
     "checksum": {35},
-    "payload": {0, 23},  # its streams are checked when they are decoded
+    "payload": {0, 23},  # blocks and streams are checked when they are decoded
     "trailing": {0, 22, 23, 35},  # it may be followed by others
 }  # check of the reference -> what the kernels may call it
 
@@ -43,6 +43,8 @@ FRAMES = {
     "l2-float16": small(17, levels=2, norm="l2", dtype="float16", squared_norm=True),
     "bfloat16": small(3, dtype="bfloat16"),
     "rans": small(3, codec="rans", levels=1000, bucket_size=16),
+    "elias-dense": small(40, codec="elias-dense", levels=300, bucket_size=40),
+    "elias-sparse": small(40, codec="elias-sparse", levels=5, bucket_size=16, norm="l2"),
     "error": ERROR,
 }
 

@@ -57,6 +57,7 @@ def all_cases() -> list[Case]:
     """Every codec, width, norm and dtype; every kind of input; lengths and bucket sizes of every sort."""
     coders = [("packed", s) for s in (1, 2, 3, 5, 7, 15, 31, 63, 100, 127)] + [("ternary", 1)] * 5
     coders += [("rans", s) for s in (1, 7, 127, 500, 32767)]
+    coders += [("elias-dense", s) for s in (1, 7, 1805, 32767)] + [("elias-sparse", s) for s in (1, 7, 1805, 32767)]
     kinds = itertools.product(enumerate(coders), enumerate(itertools.product(ref.NORMS, ref.DTYPES)))
     return [
         {
@@ -110,11 +111,11 @@ CASES: list[Case] = json.loads(FILE.read_text()) if FILE.exists() else []
 
 
 def test_golden_frames_are_complete() -> None:
-    assert len(CASES) == len(all_cases()) == 120
+    assert len(CASES) == len(all_cases()) == 168
     for case, expected in zip(CASES, all_cases()):
         assert {name: case[name] for name in expected} == expected
     assert sum("frame" in case for case in CASES) >= 30
-    for codec in ("packed", "ternary", "rans"):
+    for codec in ("packed", "ternary", "elias-dense", "elias-sparse", "rans"):
         of_codec = [case for case in CASES if case["codec"] == codec]
         assert {(case["norm"], case["dtype"], case["input"]) for case in of_codec} == {
             (norm, dtype, kind)

@@ -29,7 +29,7 @@ Layout layout_of(const qsgd_spec& spec) {
 uint64_t most_bytes(const qsgd_spec& spec) {
     const Layout at = layout_of(spec);
     return has_fixed_width(spec.codec) ? at.frame_bytes
-                                       : roundup16(at.payload + most_rans_bytes(spec.count, spec.columns));
+                                       : roundup16(at.payload + most_variable_bytes(spec));
 }
 
 // Runs body() and turns what it throws into a status: nothing passes the C ABI.
@@ -133,7 +133,7 @@ int qsgd_check(const void* frame, uint64_t bytes, uint64_t* frame_bytes) {
     if (status != QSGD_OK || has_fixed_width(h.codec)) return status;
     return guarded([&] {
         const FrameView view = {base, h, layout(h.codec, h.levels, h.count, h.bucket_size), nullptr};
-        return RansPayload().open(view) ? QSGD_OK : QSGD_BAD_PAYLOAD;
+        return VariablePayload().open(view) ? QSGD_OK : QSGD_BAD_PAYLOAD;
     });
 }
 

@@ -9,22 +9,16 @@
 namespace qsgd {
 namespace {
 
-// The parts of a rans payload. Everything that is read was checked to lie in it.
-class RansPayload {
+// The parts of a payload, taken one after the other. Everything that is read was checked to lie in it.
+class PayloadParts {
   public:
-    // False if no encoder writes such a payload.
-    bool open(const FrameView& frame) {
-        const uint64_t count = frame.header.count;
+    CodedPayload coded = {};
+
+  protected:
+    void begin(const FrameView& frame) {
         p_ = frame.base + frame.at.payload;
         left_ = frame.header.coded_bytes - frame.at.payload;
-        coded.rans = {};
-        if (count == 0) return left_ == 0;
-        return read_head(count) && read_tables() && read_classes(count) && read_lengths(count);
     }
-
-    CodedPayload coded;
-
-  private:
     bool take(uint64_t bytes, const uint8_t*& taken) {
         taken = p_;
         if (bytes > left_) return false;
@@ -32,6 +26,22 @@ class RansPayload {
         return true;
     }
 
+    const uint8_t* p_;
+    uint64_t left_;
+    std::vector<const uint8_t*> stretches_;
+};
+
+class RansPayload : public PayloadParts {
+  public:
+    // False if no encoder writes such a payload.
+    bool open(const FrameView& frame) {
+        const uint64_t count = frame.header.count;
+        begin(frame);
+        if (count == 0) return left_ == 0;
+        return read_head(count) && read_tables() && read_classes(count) && read_lengths(count);
+    }
+
+  private:
     bool read_head(uint64_t count) {
         const uint8_t* head;
         if (!take(kRansHead, head)) return false;
@@ -84,11 +94,53 @@ class RansPayload {
         return left_ == 0;
     }
 
-    const uint8_t* p_;
-    uint64_t left_;
     std::unique_ptr<uint32_t[]> slots_;
     std::vector<uint8_t> columns_;
-    std::vector<const uint8_t*> stretches_;
+};
+
+class EliasPayload : public PayloadParts {
+  public:
+    bool open(const FrameView& frame) {
+        const Header& h = frame.header;
+        begin(frame);
+        if (h.count == 0) return left_ == 0;
+        const uint8_t* head;
+        uint32_t words[2];
+        if (!take(kEliasHead, head)) return false;
+        memcpy(words, head, sizeof words);
+        if (!is_elias_block(words[0], h.codec == QSGD_CODEC_ELIAS_SPARSE) || words[1]) return false;
+        coded.elias_block = words[0];
+        return read_lengths(h.count);
+    }
+
+  private:
+    bool read_lengths(uint64_t count) {
+        const uint64_t blocks = ceil_div(count, coded.elias_block);
+        if (left_ / 2 < blocks || !take(2 * blocks, coded.lengths)) return false;
+        for (uint64_t k = 0; k < blocks; ++k) {
+            uint16_t bytes;
+            const uint8_t* block;
+            memcpy(&bytes, coded.lengths + 2 * k, sizeof bytes);
+            if (!take(bytes, block)) return false;
+            if (k % (kStretch / coded.elias_block) == 0) stretches_.push_back(block);
+        }
+        coded.stretches = stretches_.data();
+        return left_ == 0;
+    }
+};
+
+class VariablePayload {
+  public:
+    bool open(const FrameView& frame) {
+        elias_used_ = is_elias(frame.header.codec);
+        return elias_used_ ? elias_.open(frame) : rans_.open(frame);
+    }
+    const CodedPayload& coded() const { return elias_used_ ? elias_.coded : rans_.coded; }
+
+  private:
+    bool elias_used_ = false;
+    EliasPayload elias_;
+    RansPayload rans_;
 };
 
 }  // namespace

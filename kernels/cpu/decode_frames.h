@@ -79,17 +79,17 @@ inline int decode_variable(std::vector<FrameView>& views, DecodeJob& job, uint32
         const Header& h = views[bad_frame].header;
         if (checksum_terms(views[bad_frame].base, 0, h.frame_bytes) != h.checksum) return QSGD_BAD_CHECKSUM;
     }
-    std::vector<RansPayload> payloads(views.size());
+    std::vector<VariablePayload> payloads(views.size());
     for (bad_frame = 0; bad_frame < views.size(); ++bad_frame) {
         FrameView& view = views[bad_frame];
         if (has_fixed_width(view.header.codec)) continue;
         if (!payloads[bad_frame].open(view)) return QSGD_BAD_PAYLOAD;
-        view.coded = &payloads[bad_frame].coded;
+        view.coded = &payloads[bad_frame].coded();
     }
-    std::vector<RansDecodeStream> streams(kRansStreams * views.size() * threads);
+    std::vector<ReadPosition> positions(views.size() * threads);
     std::vector<uint32_t> bad(threads, job.frame_count);
     parallel(threads, stretches_of(job.count), [&](uint32_t worker, uint64_t first, uint64_t last) {
-        RansDecodeStream* const mine = streams.data() + kRansStreams * views.size() * worker;
+        ReadPosition* const mine = positions.data() + views.size() * worker;
         if (first < last) bad[worker] = kernels().decode_stretches(job, first, last, mine);
     });
     bad_frame = *std::min_element(bad.begin(), bad.end());

@@ -2,13 +2,12 @@
 // time, so that codes and sums stay in the first-level cache.
 #pragma once
 
+#include "cpu/elias_reader.h"
 #include "cpu/rans_decode.h"
 #include "cpu/sums.h"
 
 namespace qsgd {
 namespace {
-
-constexpr uint64_t kReadUnits = 8, kReadElements = kReadUnits * kUnit;
 
 // The codes of a frame of fixed width, one by one.
 inline void read_packed(const FrameView& frame, uint64_t begin, uint64_t length, int16_t* codes) {
@@ -37,7 +36,7 @@ inline void read_ternary(const FrameView& frame, uint64_t begin, uint64_t length
 
 class StretchDecoder {
   public:
-    StretchDecoder(const DecodeJob& job, RansDecodeStream* streams) : job_(job), streams_(streams) {}
+    StretchDecoder(const DecodeJob& job, ReadPosition* positions) : job_(job), positions_(positions) {}
 
     // The sum of a stretch; returns the first frame whose payload is wrong there, or frame_count.
     uint32_t decode(uint64_t stretch) {
@@ -61,11 +60,13 @@ class StretchDecoder {
 
   private:
     RansReader rans_reader(uint32_t f) const {
-        return RansReader(job_.frames[f].coded->rans, streams_ + kRansStreams * f);
+        return RansReader(job_.frames[f].coded->rans, positions_[f].rans);
     }
+    EliasReader elias_reader(uint32_t f) const { return EliasReader(job_.frames[f], positions_[f].elias); }
 
     void open(uint32_t f, uint64_t stretch, uint64_t units) {
         const FrameView& frame = job_.frames[f];
+        if (is_elias(frame.header.codec)) return elias_reader(f).open(stretch);
         if (frame.header.codec != QSGD_CODEC_RANS) return;
         const CodedPayload& coded = *frame.coded;
         rans_reader(f).open(coded.stretches[stretch], coded.lengths + 4 * kRansStreams * stretch, units);
@@ -78,6 +79,9 @@ class StretchDecoder {
                 const uint64_t last = first + kReadUnits < units ? first + kReadUnits : units;
                 return rans_reader(f).read(stretch * (kStretch / kUnit), units, first, last, codes_);
             }
+            case QSGD_CODEC_ELIAS_DENSE:
+            case QSGD_CODEC_ELIAS_SPARSE:
+                return elias_reader(f).read(begin, length, codes_);
             case QSGD_CODEC_TERNARY:
                 return read_ternary(frame, begin, length, codes_);
             default:
@@ -86,17 +90,19 @@ class StretchDecoder {
     }
 
     bool finished(uint32_t f, uint64_t units) const {
-        return job_.frames[f].header.codec != QSGD_CODEC_RANS || rans_reader(f).finished(units);
+        const uint8_t codec = job_.frames[f].header.codec;
+        return is_elias(codec) ? !positions_[f].elias.bad
+                               : codec != QSGD_CODEC_RANS || rans_reader(f).finished(units);
     }
 
     const DecodeJob& job_;
-    RansDecodeStream* const streams_;
+    ReadPosition* const positions_;
     Sums<kReadElements> sums_;
-    alignas(64) int16_t codes_[kReadElements];
+    alignas(64) int16_t codes_[kReadElements + 16];  // a vector may begin at the last
 };
 
-uint32_t decode_stretches(const DecodeJob& job, uint64_t first, uint64_t last, RansDecodeStream* streams) {
-    StretchDecoder decoder(job, streams);
+uint32_t decode_stretches(const DecodeJob& job, uint64_t first, uint64_t last, ReadPosition* positions) {
+    StretchDecoder decoder(job, positions);
     uint32_t bad = job.frame_count;
     for (; first < last; ++first) {
         const uint32_t here = decoder.decode(first);

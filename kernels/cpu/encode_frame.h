@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/checked.h"
+#include "cpu/encode_elias.h"
 #include "cpu/encode_rans.h"
 #include "cpu/scale.h"
 
@@ -79,9 +80,15 @@ inline void write_header(const EncodeJob& job, uint64_t squared_norm) {
     memcpy(job.frame, &h, sizeof h);
 }
 
+// The most bytes of a payload of variable length.
+inline uint64_t most_variable_bytes(const qsgd_spec& spec) {
+    return is_elias(spec.codec) ? most_elias_bytes(spec) : most_rans_bytes(spec.count, spec.columns);
+}
+
 // Writes the payload and the zeros after it, the length of which it finds; returns their terms of the checksum.
 inline uint64_t encode_variable(EncodeJob& job, uint32_t threads) {
-    const uint8_t* const end = encode_rans_payload(job, threads);
+    const uint8_t* const end =
+        is_elias(job.spec.codec) ? encode_elias_payload(job, threads) : encode_rans_payload(job, threads);
     job.at.coded_bytes = static_cast<uint64_t>(end - job.frame);
     job.at.frame_bytes = roundup16(job.at.coded_bytes);
     memset(job.frame + job.at.coded_bytes, 0, job.at.frame_bytes - job.at.coded_bytes);

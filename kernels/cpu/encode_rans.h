@@ -1,8 +1,8 @@
 // A rans payload: what precedes the streams, the streams by several threads, and what to allow for them.
 #pragma once
 
+#include "cpu/encode_stretches.h"
 #include "cpu/rans_model.h"
-#include "cpu/threads.h"
 
 namespace qsgd {
 namespace {
@@ -59,21 +59,12 @@ inline uint8_t* encode_rans_payload(const EncodeJob& job, uint32_t threads) {
     const RansPlaces places = write_rans_head(model, count, job.frame + job.at.payload);
     const RansJob rans = {&encoder, places.units, places.lengths};
 
-    const uint64_t room = most_stretch_words(count);
+    const uint64_t room = most_stretch_words(count), most = most_stream_bytes(kStretch / kUnit, kRansStreams);
     const std::unique_ptr<uint16_t[]> words(new uint16_t[room * threads]);
-    std::vector<uint8_t*> begins(threads), ends(threads);
-    parallel(threads, stretches_of(count), [&](uint32_t worker, uint64_t first, uint64_t last) {
-        // No stretch before can need more than this.
-        begins[worker] = places.streams + most_stream_bytes(kStretch / kUnit, kRansStreams) * first;
-        ends[worker] = kernels().encode_rans(job, rans, first, last, words.get() + room * worker, begins[worker]);
-    });
-    uint8_t* end = places.streams;
-    for (uint32_t t = 0; t < threads; ++t) {
-        const auto bytes = static_cast<size_t>(ends[t] - begins[t]);
-        memmove(end, begins[t], bytes);
-        end += bytes;
-    }
-    return end;
+    return encode_stretches(threads, count, most, places.streams,
+                            [&](uint32_t worker, uint64_t first, uint64_t last, uint8_t* out) {
+                                return kernels().encode_rans(job, rans, first, last, words.get() + room * worker, out);
+                            });
 }
 
 }  // namespace

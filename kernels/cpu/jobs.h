@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/rans_tables.h"
+#include "elias.h"
 
 namespace qsgd {
 
@@ -33,11 +34,23 @@ struct RansJob {
 
 constexpr uint64_t kRansScratchWords = 2 * kStretch / kRansStreams + 32;  // more than a stream can have
 
+// Where the encoder of an Elias payload leaves what.
+struct EliasJob {
+    uint32_t block;    // elements of one
+    uint8_t* lengths;  // of the blocks: a place in the frame
+};
+
+struct EliasScratch {
+    int16_t* codes;  // of as many elements as are quantized at a time
+    uint8_t* block;  // kEliasScratchBytes for a block's string
+};
+
 // What was read of a variable-length payload before its codes.
 struct CodedPayload {
-    const uint8_t* const* stretches;  // where the streams of each begin
-    const uint8_t* lengths;           // of the streams
+    const uint8_t* const* stretches;  // where the streams or blocks of each begin
+    const uint8_t* lengths;           // of the streams or blocks
     RansDecoder rans;
+    uint32_t elias_block;  // elements of one
 };
 
 struct FrameView {
@@ -71,6 +84,29 @@ struct alignas(64) FrameWork {
     float steps[kGroupSteps];  // of the group of blocks at hand
 };
 
+// Stretches of variable-length payloads are decoded some units at a time, from the last to the first.
+constexpr uint64_t kReadUnits = 8, kReadElements = kReadUnits * kUnit, kReads = kStretch / kReadElements;
+
+// A place in a sparse block of Elias' strings.
+struct EliasPlace {
+    uint64_t at;        // bits before
+    uint64_t nonzeros;  // that come
+    uint64_t zeros;     // before the next of them
+};
+
+// What a thread knows of the stretch of a frame that it decodes.
+struct EliasPosition {
+    const uint8_t* block;
+    uint64_t number;  // of the block
+    EliasPlace places[kReads];  // in blocks that are read in parts
+    bool bad;
+};
+
+struct ReadPosition {
+    RansDecodeStream rans[kRansStreams];
+    EliasPosition elias;
+};
+
 struct Kernels {
     const char* name;
     // Scales (unless ready) and payload of blocks [first, last); returns the payload's part of the checksum.
@@ -88,9 +124,12 @@ struct Kernels {
     // end of what was written.
     uint8_t* (*encode_rans)(const EncodeJob& job, const RansJob& rans, uint64_t first, uint64_t last,
                             uint16_t* words, uint8_t* out);
-    // Decoded sum of stretches [first, last), with room for the streams of a stretch of all frames. Returns the first
-    // frame whose payload is wrong, or frame_count.
-    uint32_t (*decode_stretches)(const DecodeJob& job, uint64_t first, uint64_t last, RansDecodeStream* streams);
+    // The same with the blocks of Elias' strings.
+    uint8_t* (*encode_elias)(const EncodeJob& job, const EliasJob& elias, uint64_t first, uint64_t last,
+                             const EliasScratch& scratch, uint8_t* out);
+    // Decoded sum of stretches [first, last), with room for the positions in all frames. Returns the first frame whose
+    // payload is wrong, or frame_count.
+    uint32_t (*decode_stretches)(const DecodeJob& job, uint64_t first, uint64_t last, ReadPosition* positions);
     uint64_t (*checksum)(const uint8_t* words, uint64_t first_word, uint64_t count);
     float (*read_sum)(const float* values, uint64_t n);
 };

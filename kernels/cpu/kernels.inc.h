@@ -1,6 +1,7 @@
 // The table of range functions for the instruction set whose Lanes was included before.
 #include "cpu/decode.h"
 #include "cpu/decode_stretches.h"
+#include "cpu/elias_blocks.h"
 #include "cpu/encode.h"
 #include "cpu/rans_encode.h"
 
@@ -21,8 +22,8 @@ float read_sum(const float* values, uint64_t n) {
 }
 
 #define QSGD_KERNELS(name)                                                                                  \
-    {name,       encode_blocks,    sum_blocks, bucket_squares, decode_blocks, sample_codes, encode_rans, \
-     decode_stretches, checksum, read_sum}
+    {name, encode_blocks, sum_blocks, bucket_squares, decode_blocks, sample_codes, encode_rans,             \
+     encode_elias, decode_stretches, checksum, read_sum}
 
 }  // namespace
 }  // namespace qsgd

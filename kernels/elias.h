@@ -1,0 +1,74 @@
+// Elias' recursive code, and the layout of payloads made of it (docs/wire_format.md, section 6), for host and
+// device.
+#pragma once
+
+#include "numeric.h"
+
+namespace qsgd {
+
+constexpr uint32_t kEliasHead = 8;     // bytes before the blocks' lengths
+constexpr uint32_t kEliasBlock = 512;  // elements of the smallest block
+constexpr uint32_t kLargestEliasBlock = 1 << 17;
+constexpr uint32_t kExpectedNonzeros = 32;          // of a sparse block; with fewer it is made larger
+constexpr uint32_t kEliasScratchBytes = 65535 + 7;  // of a block's string while it is written
+constexpr int kEliasDigits = 18;  // binary digits of the largest number, kLargestEliasBlock + 1
+
+QSGD_HD constexpr uint32_t floor_log2(uint32_t k) {
+    uint32_t m = 0;
+    while (k >> m > 1) ++m;
+    return m;
+}
+
+// Of numbers k with m + 1 binary digits: Elias(k) is 2 * (k + prefix[m]) in length[m] bits.
+struct EliasWords {
+    uint32_t prefix[kEliasDigits] = {~0u};  // before 1 nothing stands, not even its digit
+    uint32_t length[kEliasDigits] = {1};
+    constexpr EliasWords() {
+        for (uint32_t m = 1; m < kEliasDigits; ++m) {
+            prefix[m] = (m + prefix[floor_log2(m)]) << (m + 1);
+            length[m] = length[floor_log2(m)] + m + 1;
+        }
+    }
+};
+
+constexpr EliasWords kEliasWords;
+
+// Bits of Elias(k), k < 2^18.
+QSGD_HD constexpr uint32_t elias_length(uint32_t k) { return kEliasWords.length[floor_log2(k)]; }
+
+QSGD_HD bool is_elias_block(uint32_t size, bool sparse) {
+    return size >= kEliasBlock && size <= (sparse ? kLargestEliasBlock : kEliasBlock) &&
+           (size & (size - 1)) == 0;
+}
+
+// K, the elements a block.
+QSGD_HD uint32_t elias_block(bool sparse, bool l2, uint32_t levels, uint64_t count, uint64_t bucket_size) {
+    const uint64_t d = bucket_size < count ? bucket_size : count, s = levels;
+    if (!sparse || !l2) return kEliasBlock;
+    uint64_t root = static_cast<uint64_t>(sqrt(static_cast<double>(d)));  // exact: d <= 2^48
+    const uint64_t longest = 2 + elias_length(levels), block_bits = 8 * 65535 - 64;
+    uint32_t size = kEliasBlock;
+    while (size * s * (s + root) < kExpectedNonzeros * d && 2 * size * longest < block_bits) size *= 2;
+    return size;
+}
+
+// Elements that are quantized at a time: whole blocks.
+QSGD_HD uint64_t elias_piece(uint32_t block) { return block < 4096 ? 4096 : block; }
+
+// Bytes that no block of this many elements exceeds.
+QSGD_HD uint64_t elias_block_bound(bool sparse, uint32_t levels, uint64_t elements) {
+    const uint64_t bits =
+        sparse ? elias_length(static_cast<uint32_t>(elements) + 1) + elements * (2 + elias_length(levels))
+               : elements * (1 + elias_length(levels + 1));
+    return (bits + 7) / 8;
+}
+
+// Bytes that no payload exceeds.
+QSGD_HD uint64_t elias_bound(bool sparse, uint32_t levels, uint64_t count, uint32_t block) {
+    if (count == 0) return 0;
+    const uint64_t whole = count / block, rest = count % block;
+    const uint64_t last = rest ? 2 + elias_block_bound(sparse, levels, rest) : 0;
+    return kEliasHead + whole * (2 + elias_block_bound(sparse, levels, block)) + last;
+}
+
+}  // namespace qsgd
