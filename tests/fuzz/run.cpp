@@ -20,7 +20,7 @@ namespace {
 using Input = std::vector<uint8_t>;
 
 constexpr size_t kEdges = 1 << 16, kMostBytes = 6000;
-uint8_t seen[kEdges], reached[kEdges];
+bool seen[kEdges], new_code;
 uintptr_t previous;
 
 std::mt19937_64 random_words;
@@ -38,14 +38,11 @@ void save_input() {
 }
 
 bool runs_new_code(const Input& input) {
-    memset(reached, 0, sizeof reached);
+    new_code = false;
     current = &input;
     LLVMFuzzerTestOneInput(input.data(), input.size());
     current = nullptr;
-    bool is_new = false;
-    for (size_t k = 0; k < kEdges; ++k)
-        if (reached[k] & ~seen[k]) seen[k] |= reached[k], is_new = true;
-    return is_new;
+    return new_code;
 }
 
 Input seed_of(uint8_t codec, uint32_t levels, uint64_t count, uint64_t bucket, uint32_t columns, uint8_t dtype) {
@@ -144,7 +141,8 @@ Input mutated(const std::vector<Input>& corpus) {
 
 extern "C" void __sanitizer_cov_trace_pc() {
     const auto here = reinterpret_cast<uintptr_t>(__builtin_return_address(0));
-    reached[(here ^ previous >> 1) % kEdges] = 1;
+    bool& edge = seen[(here ^ previous >> 1) % kEdges];
+    if (!edge) edge = new_code = true;
     previous = here;
 }
 extern "C" void __sanitizer_set_death_callback(void (*callback)(void)) __attribute__((weak));
