@@ -103,8 +103,8 @@ asan-kernels:                        ## the same with address and undefined-beha
 	@$(MAKE) --no-print-directory kernels WERROR= OBJECTS=build/asan LIBRARY=$(ASAN_LIBRARY) \
 	    OPTIMIZE='-O0 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all'
 
-# Every decoder on mutated frames, with address checks in (FUZZ_CHECKS="-O0 -fsanitize=address,undefined" has more of them,
-# takes minutes less than with -O1, and running ten times as long), for each instruction set there is: FUZZ= executions each.
+# Every decoder on mutated frames, with address checks in, for each instruction set there is: FUZZ= executions each.
+# FUZZ_CHECKS="-O0 -fsanitize=address,undefined" has more checks, and runs ten times as long.
 # With clang: the same target under libFuzzer (CXX=clang++ FUZZER=-fsanitize=fuzzer).
 FUZZ ?= 1000000
 FUZZ_SEED ?= 1
