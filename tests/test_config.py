@@ -185,5 +185,5 @@ def test_a_library_of_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "ABI_VERSION", 99)
-    with pytest.raises(QSGDError, match="has ABI version 2, this package needs 99"):
+    with pytest.raises(QSGDError, match="has ABI version 3, this package needs 99"):
         native.library.__wrapped__()
