@@ -26,6 +26,7 @@ def encode(
     bucket_size: BucketSize = DEFAULT,
     norm: str | None = None,
     codec: str | None = None,
+    dither: str = "nonsubtractive",
     seed: int = 0,
     rank: int = 0,
     tensor: int = 0,
@@ -43,13 +44,14 @@ def encode(
         norm: ``"max"`` or ``"l2"``. Default "max"; with ``variance`` "l2".
         codec: ``"packed"``, ``"ternary"``, ``"elias-dense"``, ``"elias-sparse"``, ``"rans"`` or ``"auto"``, the one with the
             shortest frame. Default "packed"; with ``variance`` "auto".
+        dither: ``"nonsubtractive"``, or, with a fixed width, ``"subtractive"``: decoders subtract the random numbers.
         seed, rank, tensor, step: what the random rounding depends on, besides the element's position.
         squared_norm: put the squared l2 norm into the header.
 
     Raises:
         QSGDError: an argument is wrong.
     """
-    quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec)
+    quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
     values, dtype = as_gradient(array)
     spec = frames.make_spec(
         quantization,
@@ -59,7 +61,7 @@ def encode(
         rank=whole_number("rank", rank, 0, 2**32 - 1),
         tensor=whole_number("tensor", tensor, 0, 2**32 - 1),
         step=whole_number("step", step, 0, 2**32 - 1),
-        flags=wire.SQUARED_NORM if _truth("squared_norm", squared_norm) else 0,
+        squared_norm=_truth("squared_norm", squared_norm),
         columns=native.columns(values.shape),
     )
     frame = np.empty(native.frame_bytes(spec), np.uint8)

@@ -216,7 +216,7 @@ class Compressor:
         frames.decode_sum(address, slot.history.frame_bytes, 1, expected, 1.0, out, slot)
 
     def change(self, **changes: Any) -> None:
-        """Change ``bits``, ``levels``, ``variance``, ``bucket_size``, ``norm`` or ``codec`` from the next tensor on."""
+        """Change some of the arguments of ``Quantization.create`` from the next tensor on."""
         self.quantization = self.quantization.changed(**changes)
 
     def state(self) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def read_state(state: dict[str, Any], position: str) -> tuple[Quantization, int,
         if state["version"] != STATE_VERSION:
             raise QSGDError(f"this state is of version {state['version']}, this hvd_qsgd knows {STATE_VERSION}")
         seed = whole_number("seed", state["seed"], 0, 2**64 - 1)
-        fields = {name: state[name] for name in ("levels", "variance", "bucket_size", "norm", "codec")}
+        fields = {name: state[name] for name in ("levels", "variance", "bucket_size", "norm", "codec", "dither")}
         if fields["levels"] is None and fields["variance"] is None:
             raise QSGDError("levels=None and variance=None: a state has one of them")
         where = state[position]

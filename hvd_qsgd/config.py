@@ -10,7 +10,7 @@ import operator
 from typing import Any, Union
 
 from hvd_qsgd.errors import QSGDError
-from hvd_qsgd.wire import CODECS, NORMS
+from hvd_qsgd.wire import CODECS, DITHERS, NORMS
 
 MAX_BUCKET_SIZE = 1 << 48
 DEFAULT_BUCKET_SIZE = 512
@@ -45,6 +45,9 @@ class Quantization:
         codec: how codes become bytes: ``"packed"`` (fixed width), ``"ternary"`` (s = 1 at 1.6 bits), ``"rans"`` (near
             their entropy), or ``"auto"``: the one of these that makes a tensor's frames shortest.
         variance: relative variance E||Q(v) - v||^2 / ||v||^2 of each tensor in each step (QSGD, theorem 3.1), or None.
+        dither: ``"nonsubtractive"`` (QSGD's random rounding), or ``"subtractive"``: decoders subtract the random
+            numbers again, so that the error does not depend on the value (L. Schuchman, "Dither signals and their
+            effect on quantization noise", 1964).
     """
 
     levels: int | None
@@ -52,6 +55,7 @@ class Quantization:
     norm: str
     codec: str
     variance: float | None = None
+    dither: str = "nonsubtractive"
 
     @classmethod
     def create(
@@ -62,6 +66,7 @@ class Quantization:
         bucket_size: BucketSize = DEFAULT,
         norm: str | None = None,
         codec: str | None = None,
+        dither: str = "nonsubtractive",
     ) -> Quantization:
         """Check the arguments, fill in what was not given, and resolve ``bits`` to levels: 2^(bits-1) - 1.
 
@@ -81,12 +86,18 @@ class Quantization:
             raise QSGDError(f"norm={norm!r} is unknown: use one of {_names(NORMS)}")
         if not isinstance(codec, str) or codec not in (AUTO, *CODECS):
             raise QSGDError(f"codec={codec!r} is unknown: use one of {_names((AUTO, *CODECS))}")
+        if not isinstance(dither, str) or dither not in DITHERS:
+            raise QSGDError(f"dither={dither!r} is unknown: use one of {_names(DITHERS)}")
+        if dither == "subtractive" and (codec == AUTO or CODECS[codec].variable):
+            raise QSGDError(
+                f"dither='subtractive' does not go with codec={codec!r}: use 'packed' or 'ternary', or leave dither out"
+            )
         if bucket_size is not None:
             bucket_size = whole_number("bucket_size", bucket_size, 1, MAX_BUCKET_SIZE, " (or None: the whole tensor)")
         _check_given_once(bits=bits, levels=levels, variance=variance)
         if variance is not None:
-            return cls(None, bucket_size, norm, codec, _positive("variance", variance))
-        return cls(_resolve_levels(bits, levels, codec), bucket_size, norm, codec)
+            return cls(None, bucket_size, norm, codec, _positive("variance", variance), dither)
+        return cls(_resolve_levels(bits, levels, codec), bucket_size, norm, codec, None, dither)
 
     def changed(self, **changes: Any) -> Quantization:
         """A checked copy with some of ``create``'s arguments changed; the others stay as they are.
@@ -94,12 +105,14 @@ class Quantization:
         A new codec brings its default levels, unless a variance decides.
         """
         quality = {"bits", "levels", "variance"}
-        unknown = set(changes) - quality - {"bucket_size", "norm", "codec"}
+        others = ("bucket_size", "norm", "codec", "dither")
+        unknown = set(changes) - quality - set(others)
         if unknown:
             raise QSGDError(
-                f"{_names(unknown)} cannot be changed: only bits, levels, variance, bucket_size, norm and codec can"
+                f"{_names(unknown)} cannot be changed: only bits, levels, variance, bucket_size, norm, codec and "
+                "dither can"
             )
-        kept: dict[str, Any] = {"bucket_size": self.bucket_size, "norm": self.norm, "codec": self.codec}
+        kept: dict[str, Any] = {name: getattr(self, name) for name in others}
         if not quality & set(changes):
             kept["variance"] = self.variance
             if "codec" not in changes:
@@ -118,7 +131,8 @@ class Quantization:
 
     def __str__(self) -> str:
         quality = f"levels={self.levels}" if self.variance is None else f"variance={self.variance}"
-        return f"{quality}, bucket_size={self.bucket_size}, norm={self.norm!r}, codec={self.codec!r}"
+        dither = f", dither={self.dither!r}" if self.dither == "subtractive" else ""
+        return f"{quality}, bucket_size={self.bucket_size}, norm={self.norm!r}, codec={self.codec!r}{dither}"
 
     def bucket_size_for(self, count: int) -> int:
         """The bucket size that the frame of a tensor of ``count`` elements states."""

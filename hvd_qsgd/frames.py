@@ -16,12 +16,13 @@ def make_spec(
     rank: int,
     tensor: int,
     step: int,
-    flags: int = 0,
+    squared_norm: bool = False,
     columns: int = 0,
 ) -> native.Spec:
     """What the kernels need to encode one tensor."""
-    spec = native.Spec(count=count, seed=seed, rank=rank, tensor=tensor, step=step, flags=flags, columns=columns)
+    spec = native.Spec(count=count, seed=seed, rank=rank, tensor=tensor, step=step, columns=columns)
     spec.dtype = wire.DTYPES[dtype]
+    spec.flags = wire.SQUARED_NORM if squared_norm else 0
     set_quantization(spec, quantization)
     return spec
 
@@ -32,6 +33,7 @@ def set_quantization(spec: native.Spec, quantization: Quantization) -> None:
     spec.levels = quantization.most_levels
     spec.codec = codec_id(quantization.codec)
     spec.norm = wire.NORMS[quantization.norm]
+    spec.flags = spec.flags & ~wire.SUBTRACTIVE | wire.DITHERS[quantization.dither]
 
 
 def codec_id(name: str) -> int:

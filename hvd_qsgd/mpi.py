@@ -30,6 +30,7 @@ def allreduce(
     bucket_size: BucketSize = DEFAULT,
     norm: str | None = None,
     codec: str | None = None,
+    dither: str = "nonsubtractive",
     seed: int = 0,
 ) -> Array:
     """The average or sum of every rank's ``array``, quantized; the same bits on all ranks.
@@ -41,8 +42,8 @@ def allreduce(
         array: float32, float16, bfloat16 or float64 (sent as float32), any shape. It is not written.
         comm: an mpi4py intracommunicator; default ``MPI.COMM_WORLD``. Messages travel on a duplicate of it.
         op: ``"average"`` or ``"sum"``.
-        bits, levels, variance, bucket_size, norm, codec, seed: as for ``hvd_qsgd.encode``; ranks may differ in them.
-            Each call with codec "auto" compares all codecs.
+        bits, levels, variance, bucket_size, norm, codec, dither, seed: as for ``hvd_qsgd.encode``; ranks may differ in
+            them. Each call with codec "auto" compares all codecs.
 
     Returns:
         A new array of the same shape and dtype.
@@ -56,7 +57,7 @@ def allreduce(
     try:
         if not isinstance(op, str) or op not in ("average", "sum"):
             raise QSGDError(f"op={op!r} is unknown: use 'average' or 'sum'")
-        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec)
+        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
         core = Compressor(quantization, Options(min_size=0, seed=seed))
         gradient, dtype = as_gradient(array)
     except Exception as error:

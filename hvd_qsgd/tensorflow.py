@@ -64,6 +64,8 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm). Default "max"; with variance "l2".
         codec: "packed" (fixed width), "ternary" (levels=1 in 1.6 bits), "rans" (near the codes' entropy) or "auto": for
             each tensor the one whose frames are shortest. Default "packed"; with variance "auto".
+        dither: "nonsubtractive"; or "subtractive", with codec "packed" or "ternary": receivers subtract the random
+            numbers that were added before rounding. About half of the variance for the same bits, for zeros as well.
         min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.
             A gradient whose static shape does not tell is compressed.
         skip: a function (None, gradient) -> bool, called while a function is traced: reduced uncompressed.
@@ -90,6 +92,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         bucket_size: BucketSize = DEFAULT,
         norm: str | None = None,
         codec: str | None = None,
+        dither: str = "nonsubtractive",
         min_size: int = DEFAULT_MIN_SIZE,
         skip: Predicate | None = None,
         seed: int = 0,
@@ -97,7 +100,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         process_set: Any = hvd.global_process_set,
     ) -> None:
         super().__init__()
-        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec)
+        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
         self._options = Options(min_size, seed, name)
         if skip is not None and not callable(skip):
             raise QSGDError(f"skip={skip!r} is not a function: TensorFlow's gradients have no names to match")
@@ -161,7 +164,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
     @Method
     def change(self, **changes: Any) -> None:
-        """Change ``bits``, ``levels``, ``variance``, ``bucket_size``, ``norm`` or ``codec``; nothing is traced again.
+        """Change any of the arguments from ``bits`` to ``dither``; nothing is traced again.
 
         Ranks may differ in these for a while: frames say how they were made.
         """
@@ -274,11 +277,12 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
     def _quantization(self) -> Quantization:
         with tf.init_scope():
-            levels, bucket_size, norm, codec, variance, _ = self._settings.numpy()
+            levels, bucket_size, norm, codec, variance, flags, _ = self._settings.numpy()
         wanted = float(variance.view(np.float64)) or None
         name = AUTO if codec == native.CODEC_AUTO else wire.CODEC_NAMES[int(codec)]
         levels = None if wanted else int(levels)
-        return Quantization(levels, int(bucket_size) or None, wire.NORM_NAMES[int(norm)], name, wanted)
+        dither = wire.DITHER_NAMES[int(flags)]
+        return Quantization(levels, int(bucket_size) or None, wire.NORM_NAMES[int(norm)], name, wanted, dither)
 
     def _seed(self) -> int:
         with tf.init_scope():
@@ -325,8 +329,9 @@ def _settings(quantization: Quantization, seed: int) -> list[int]:
     """As QsgdEncode takes them (``kernels/tensorflow/tensor.h``); bits of what is no signed number."""
     q = quantization
     variance, bits_of_seed = np.float64(q.variance or 0).view(np.int64), np.uint64(seed).view(np.int64)
-    codec = frames.codec_id(q.codec)
-    return [q.most_levels, q.bucket_size or 0, wire.NORMS[q.norm], codec, int(variance), int(bits_of_seed)]
+    flags = wire.DITHERS[q.dither]
+    kinds = [wire.NORMS[q.norm], frames.codec_id(q.codec), int(variance), flags]
+    return [q.most_levels, q.bucket_size or 0, *kinds, int(bits_of_seed)]
 
 
 def _variable(value: Any) -> Any:

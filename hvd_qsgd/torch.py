@@ -72,6 +72,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm). Default "max"; with variance "l2".
         codec: "packed" (fixed width), "ternary" (levels=1 in 1.6 bits), "rans" (near the codes' entropy) or "auto": for
             each tensor the one whose frames are shortest. Default "packed"; with variance "auto".
+        dither: "nonsubtractive"; or "subtractive", with codec "packed" or "ternary": receivers subtract the random
+            numbers that were added before rounding. About half of the variance for the same bits, for zeros as well.
         named_parameters: ``model.named_parameters()``. Needed only if ranks leave different parameters unused in a
             step, for ``skip`` by name, and for messages with names.
         min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.
@@ -101,6 +103,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         bucket_size: BucketSize = DEFAULT,
         norm: str | None = None,
         codec: str | None = None,
+        dither: str = "nonsubtractive",
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
         min_size: int = DEFAULT_MIN_SIZE,
         skip: Skip = None,
@@ -110,7 +113,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         transport: str = "horovod",
         measure_error: bool = False,
     ) -> None:
-        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec)
+        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
         self._core = Compressor(quantization, Options(min_size, seed, name, measure_error))
         named_parameters = None if named_parameters is None else list(named_parameters)
         self._names = None if named_parameters is None else ParameterNames(named_parameters)
@@ -181,7 +184,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
 
     @Method
     def change(self, **changes: Any) -> None:
-        """Change ``bits``, ``levels``, ``variance``, ``bucket_size``, ``norm`` or ``codec``, from the next gradient on.
+        """Change any of the arguments from ``bits`` to ``dither``, from the next gradient on.
 
         Ranks may differ in these for a while: frames say how they were made.
         """

@@ -61,7 +61,7 @@ enum {
 };
 enum { QSGD_NORM_MAX = 1, QSGD_NORM_L2 = 2 };
 enum { QSGD_FLOAT32 = 1, QSGD_FLOAT16 = 2, QSGD_BFLOAT16 = 3 };
-enum { QSGD_FLAG_SQUARED_NORM = 1 };
+enum { QSGD_FLAG_SQUARED_NORM = 1, QSGD_FLAG_SUBTRACTIVE = 2 }; /* the second: fixed widths only */
 enum { QSGD_HEADER_BYTES = 96, QSGD_MAX_ERROR_FRAME = 96 + 1024, QSGD_TOKEN_LENGTH = 16 };
 enum { QSGD_MAX_EXPLANATION = 2048 }; /* a text's room that is always enough */
 

@@ -44,6 +44,7 @@ def test_levels(levels: int) -> None:
         ({"norm": "l2", "bucket_size": 64}, {"norm": "l2", "bucket_size": 64}),
         ({"codec": "ternary"}, {"codec": "ternary", "levels": 1}),
         ({"codec": "packed"}, {"levels": 7}),
+        ({"dither": "subtractive"}, {"dither": "subtractive"}),
         ({"codec": "ternary", "levels": 1}, {"codec": "ternary", "levels": 1}),
         ({}, {}),
     ],
@@ -76,6 +77,7 @@ def test_a_variance_is_changed() -> None:
     assert finer.changed(norm="l2").variance == 0.01
     assert finer.changed(codec="rans") == dataclasses.replace(finer, codec="rans")
     assert finer.changed(bits=4) == DEFAULT
+    assert finer.changed(dither="subtractive", bits=3).changed(bits=8).dither == "subtractive"
     assert finer.changed(levels=5) == dataclasses.replace(DEFAULT, levels=5)
 
 
@@ -101,12 +103,18 @@ def test_whether_frames_are_equally_long(how: dict[str, Any], fixed: bool) -> No
         ({"variance": float("inf")}, "variance=inf is not a positive number"),
         ({"variance": "0.1"}, "variance='0.1' is not a positive number"),
         ({"variance": True}, "variance=True is not a positive number"),
+        ({"dither": None}, "dither=None is unknown: use one of 'nonsubtractive', 'subtractive'"),
+        (
+            {"dither": "subtractive", "codec": "rans"},
+            "dither='subtractive' does not go with codec='rans': use 'packed'",
+        ),
+        ({"dither": "subtractive", "codec": "auto"}, "dither='subtractive' does not go with codec='auto'"),
         ({"codec": "auto", "levels": 32768}, "levels=32768 is not a whole number from 1 to 32767 for codec='auto'"),
         (
             {"codec": "ternary", "bits": 4},
             "bits=4 does not go with codec='ternary', which has one level: leave bits out",
         ),
-        ({"seed": 1}, "'seed' cannot be changed: only bits, levels, variance, bucket_size, norm and codec can"),
+        ({"seed": 1}, "'seed' cannot be changed: only bits, levels, variance, bucket_size, norm, codec and dither can"),
         ({"norm": "l1"}, "norm='l1' is unknown: use one of 'l2', 'max'"),
         ({"codec": "elias"}, "codec='elias' is unknown: use one of 'auto', 'packed',"),
         (

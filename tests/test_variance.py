@@ -32,7 +32,8 @@ def solve(
     kernels: Kernels, array: Array, variance: float, *, limit: int = MOST, threads: int = 1, offset: int = 0, **how: Any
 ) -> int:
     spec = make_spec(array.size, levels=limit, **how)
-    spec.codec = native.CODEC_AUTO
+    if not spec.flags:  # which go with a fixed width only
+        spec.codec = native.CODEC_AUTO
     levels, gradient = ctypes.c_uint32(), shifted(array.tobytes(), offset)
     status = kernels.c.qsgd_solve_levels(
         ctypes.byref(spec), gradient.ctypes.data, variance, threads, ctypes.byref(levels)

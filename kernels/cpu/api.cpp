@@ -17,7 +17,7 @@ int check_spec(const qsgd_spec& s) {
     const bool codec = is_codec(s.codec) || s.codec == QSGD_CODEC_AUTO;
     const bool norm = s.norm == QSGD_NORM_MAX || s.norm == QSGD_NORM_L2;
     const bool dtype = s.dtype >= QSGD_FLOAT32 && s.dtype <= QSGD_BFLOAT16;
-    const bool flags = (s.flags & ~QSGD_FLAG_SQUARED_NORM) == 0;
+    const bool flags = flags_possible(s.flags, s.codec);
     const bool sizes = s.count <= kMaxCount && s.bucket_size >= 1 && s.bucket_size <= kMaxCount;
     if (!codec || !norm || !dtype || !flags || !sizes) return QSGD_BAD_ARGUMENT;
     return s.levels >= 1 && s.levels <= max_levels(s.codec) ? QSGD_OK : QSGD_BAD_ARGUMENT;

@@ -13,7 +13,7 @@ namespace {
 // Scales of all buckets, and what a level's square is worth there as a part of ||v||^2.
 struct BucketWeights {
     std::vector<float> scales, weights;
-    double elements = 0;  // each times its bucket's weight
+    double elements = 0;  // each counts as its bucket's weight
 
     BucketWeights(EncodeJob job, uint32_t threads) : scales(job.at.buckets), weights(job.at.buckets) {
         find_scales_apart(job, threads, scales.data());
@@ -27,7 +27,8 @@ struct BucketWeights {
         for (uint64_t b = 0; b < scales.size(); ++b) {
             if (!is_positive(scales[b]) || squared_norm == 0) continue;
             weights[b] = static_cast<float>(square(scales[b]) / squared_norm);
-            elements += static_cast<double>(std::min(job.spec.bucket_size, job.spec.count)) * weights[b];
+            const uint64_t length = std::min(job.spec.bucket_size, job.spec.count - b * job.spec.bucket_size);
+            elements += static_cast<double>(length) * weights[b];
         }
     }
 
@@ -43,6 +44,10 @@ class LevelSolver {
     // The least levels up to `limit` that bring no more variance; `limit` if none do.
     uint32_t solve(uint32_t limit) const {
         if (buckets_.elements == 0) return 1;  // nothing but zeros
+        if (job_.spec.flags & QSGD_FLAG_SUBTRACTIVE) {  // a twelfth for every element
+            const double levels = std::ceil(std::sqrt(buckets_.elements / 12 / wanted_));
+            return levels < limit ? std::max(static_cast<uint32_t>(levels), 1u) : limit;
+        }
         // f (1 - f) is 1/4 at most, and mostly 1/6 on average.
         const double enough = std::sqrt(buckets_.elements / 4 / wanted_) + 1;
         const uint32_t high = enough < limit ? static_cast<uint32_t>(enough) + 1 : limit + 1;

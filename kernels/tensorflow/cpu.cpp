@@ -49,6 +49,7 @@ class Encode : public TensorOp {
         spec.codec = narrow<uint8_t>(set(kCodec));
         spec.norm = narrow<uint8_t>(set(kNorm));
         spec.dtype = static_cast<uint8_t>(dtype_);
+        spec.flags = narrow<uint8_t>(set(kFlags));
         const auto sizes = gradient.shape().dim_sizes();
         const std::vector<uint64_t> shape(sizes.begin(), sizes.end());
         spec.columns = qsgd_columns(shape.data(), static_cast<uint32_t>(shape.size()));
