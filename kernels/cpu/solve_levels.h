@@ -43,7 +43,7 @@ class LevelSolver {
 
     // The least levels up to `limit` that bring no more variance; `limit` if none do.
     uint32_t solve(uint32_t limit) const {
-        if (buckets_.elements == 0) return 1;  // nothing but zeros
+        if (buckets_.elements == 0) return 1;           // nothing but zeros
         if (job_.spec.flags & QSGD_FLAG_SUBTRACTIVE) {  // a twelfth for every element
             const double levels = std::ceil(std::sqrt(buckets_.elements / 12 / wanted_));
             return levels < limit ? std::max(static_cast<uint32_t>(levels), 1u) : limit;
