@@ -18,6 +18,13 @@ def parse_options(description: str | None) -> argparse.Namespace:
     qsgd.add_argument("--compression", choices=("none", "fp16", "qsgd"), default="qsgd", help="default: qsgd")
     qsgd.add_argument("--bits", type=int, default=OMIT, metavar="B", help="bits a value, 2 to 8 (default: 4)")
     qsgd.add_argument(
+        "--variance",
+        type=float,
+        default=OMIT,
+        metavar="W",
+        help="relative variance, such as 0.1, instead of bits; other defaults for the options below go with it",
+    )
+    qsgd.add_argument(
         "--bucket-size",
         type=size_or_none,
         default=OMIT,
@@ -26,7 +33,10 @@ def parse_options(description: str | None) -> argparse.Namespace:
     )
     qsgd.add_argument("--norm", choices=("max", "l2"), default=OMIT, help="what the scale is (default: max)")
     qsgd.add_argument(
-        "--codec", choices=("packed", "ternary"), default=OMIT, help="how codes are packed (default: packed)"
+        "--codec",
+        choices=("packed", "ternary", "rans", "auto"),
+        default=OMIT,
+        help="how codes become bytes (default: packed)",
     )
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=positive, default=3, metavar="N", help="default: 3")
@@ -63,4 +73,5 @@ def positive(text: str) -> int:
 
 def quantization(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of QSGD that were given; it has defaults for the others, and checks them all."""
-    return {name: value for name, value in vars(options).items() if name in ("bits", "bucket_size", "norm", "codec")}
+    names = ("bits", "variance", "bucket_size", "norm", "codec")
+    return {name: value for name, value in vars(options).items() if name in names}

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_qsgd import frames, native, wire
-from hvd_qsgd.config import DEFAULT_BUCKET_SIZE, Quantization, whole_number
+from hvd_qsgd.config import DEFAULT, BucketSize, Quantization, whole_number
 from hvd_qsgd.errors import QSGDError
 
 Array = npt.NDArray[Any]
@@ -22,9 +22,11 @@ def encode(
     bits: int | None = None,
     *,
     levels: int | None = None,
-    bucket_size: int | None = DEFAULT_BUCKET_SIZE,
-    norm: str = "max",
-    codec: str = "packed",
+    variance: float | None = None,
+    bucket_size: BucketSize = DEFAULT,
+    norm: str | None = None,
+    codec: str | None = None,
+    dither: str = "nonsubtractive",
     seed: int = 0,
     rank: int = 0,
     tensor: int = 0,
@@ -37,16 +39,19 @@ def encode(
         array: float32, float16, bfloat16 (of ``ml_dtypes``) or float64 (rounded to float32), any shape; the frame
             keeps the number of elements, in C order, but not the shape.
         bits: b = 2..8, that is 2^(b-1) - 1 levels (default 4; ternary: 2). ``levels`` sets the levels instead.
-        bucket_size: elements a scale, or ``None`` for the whole array.
-        norm: ``"max"`` or ``"l2"``.
-        codec: ``"packed"``, ``"ternary"``, ``"elias-dense"``, ``"elias-sparse"`` or ``"rans"``.
+        variance: instead, as many levels as bring this relative variance E||Q(v) - v||^2 / ||v||^2, or all there are.
+        bucket_size: elements a scale, or ``None`` for the whole array. Default 512; with ``variance`` None.
+        norm: ``"max"`` or ``"l2"``. Default "max"; with ``variance`` "l2".
+        codec: ``"packed"``, ``"ternary"``, ``"elias-dense"``, ``"elias-sparse"``, ``"rans"`` or ``"auto"``, the one with the
+            shortest frame. Default "packed"; with ``variance`` "auto".
+        dither: ``"nonsubtractive"``, or, with a fixed width, ``"subtractive"``: decoders subtract the random numbers.
         seed, rank, tensor, step: what the random rounding depends on, besides the element's position.
         squared_norm: put the squared l2 norm into the header.
 
     Raises:
         QSGDError: an argument is wrong.
     """
-    quantization = Quantization.create(bits, levels, bucket_size, norm, codec)
+    quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
     values, dtype = as_gradient(array)
     spec = frames.make_spec(
         quantization,
@@ -56,12 +61,16 @@ def encode(
         rank=whole_number("rank", rank, 0, 2**32 - 1),
         tensor=whole_number("tensor", tensor, 0, 2**32 - 1),
         step=whole_number("step", step, 0, 2**32 - 1),
-        flags=wire.SQUARED_NORM if _truth("squared_norm", squared_norm) else 0,
+        squared_norm=_truth("squared_norm", squared_norm),
         columns=native.columns(values.shape),
     )
     frame = np.empty(native.frame_bytes(spec), np.uint8)
-    size = native.encode(spec, values.ctypes.data, frame.ctypes.data, frame.size)
-    return frame[:size].tobytes()
+    address, history = frame.ctypes.data, native.History()
+    size = native.encode_next(spec, quantization.variance, history, values.ctypes.data, address, frame.size)
+    shortest = -(-wire.parse(frame.data).coded_bytes // 16) * 16
+    if shortest < size:  # no other frame will have to be as long
+        native.pad(address, frame.size, shortest)
+    return frame[:shortest].tobytes()
 
 
 def decode(frame: bytes | bytearray | memoryview) -> Array:

@@ -13,7 +13,7 @@ from hvd_qsgd.config import DEFAULT_BUCKET_SIZE
 from hvd_qsgd.errors import QSGDError
 
 Values = npt.NDArray[np.float32]
-Setting = dict[str, Any]  # arguments of arrays.encode, or variance= in place of the levels
+Setting = dict[str, Any]  # arguments of arrays.encode
 
 FIXED_WIDTH: dict[str, list[Setting]] = {"packed": [{"bits": bits} for bits in (2, 3, 4, 8)], "ternary": [{}]}
 ENTROPY_CODED: list[Setting] = [{"levels": 7}, {"variance": 0.1, "bucket_size": None, "norm": "l2"}]
@@ -85,20 +85,14 @@ def compare(values: Values) -> list[Result]:
 
 
 def resolve(values: Values, setting: Setting) -> Setting | None:
-    """The same with levels in place of a variance: the fewest that reach it; None if no number does."""
+    """The same with levels in place of a variance; None if the codec has too few for it."""
     if "variance" not in setting:
         return setting
-    others = {name: value for name, value in setting.items() if name != "variance"}
-    too_few, enough = 0, wire.CODECS[setting["codec"]].max_levels
-    if variance(values, arrays.encode(values, levels=enough, **others)) > setting["variance"]:
+    frame = arrays.encode(values, **setting)
+    levels = wire.parse(frame).levels
+    if levels == wire.CODECS[setting["codec"]].max_levels and variance(values, frame) > 1.1 * setting["variance"]:
         return None
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        if variance(values, arrays.encode(values, levels=middle, **others)) > setting["variance"]:
-            too_few = middle
-        else:
-            enough = middle
-    return {**others, "levels": enough}
+    return {**{name: value for name, value in setting.items() if name != "variance"}, "levels": levels}
 
 
 def measure(values: Values, setting: Setting) -> Size:

@@ -144,12 +144,13 @@ class Compressor:
         """
         start = time.perf_counter()
         slot = ticket.slot
+        last = slot.history.frame_bytes
         try:
-            if wire.CODECS[slot.quantization.codec].variable:
-                buffer = self._encode_variable(slot, gradient, allocate)
-            else:
+            if slot.quantization.fixed_length:
                 buffer, address = allocate(slot.most_bytes)
-                slot.frame_bytes = native.encode(slot.spec, gradient, address, slot.most_bytes)
+                slot.history.frame_bytes = native.encode(slot.spec, gradient, address, slot.most_bytes)
+            else:
+                buffer = self._encode_next(slot, gradient, allocate)
             ticket.encoded = True
         except Exception as error:  # whatever it is: without a frame of this rank the others would wait for ever
             return self.refuse(ticket, error, allocate)
@@ -157,20 +158,19 @@ class Compressor:
         stats.tensors_compressed += 1
         stats.coordinates += slot.spec.count
         stats.bytes_raw += slot.spec.count * wire.ITEM_BYTES[slot.dtype]
-        stats.bytes_sent += slot.frame_bytes
+        stats.bytes_sent += slot.history.frame_bytes
+        stats.frames_resized += last not in (0, slot.history.frame_bytes)
         stats.seconds_encode += time.perf_counter() - start
         return buffer
 
-    def _encode_variable(self, slot: Slot, gradient: int, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
-        """A frame whose length the coder finds, padded so that it stays put: Horovod caches responses by size."""
+    def _encode_next(self, slot: Slot, gradient: int, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
+        """A frame whose length the kernels find."""
         if self._scratch is None or self._scratch[2] < slot.most_bytes:
             self._scratch = (*allocate(slot.most_bytes), slot.most_bytes)
         _, scratch, room = self._scratch
-        size = native.encode(slot.spec, gradient, scratch, room)
-        slot.frame_bytes = native.padded_bytes(size, slot.frame_bytes)
-        buffer, address = allocate(slot.frame_bytes)
+        size = native.encode_next(slot.spec, slot.quantization.variance, slot.history, gradient, scratch, room)
+        buffer, address = allocate(size)
         ctypes.memmove(address, scratch, size)
-        native.pad(address, slot.frame_bytes, slot.frame_bytes)
         return buffer
 
     def refuse(self, ticket: Ticket, why: Exception, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
@@ -206,17 +206,17 @@ class Compressor:
         start = time.perf_counter()
         slot = ticket.slot
         frames.decode_sum(address, size, slot.size, slot.expected, factor, out, slot)
-        self.stats.bytes_received += size - slot.frame_bytes
+        self.stats.bytes_received += size - slot.history.frame_bytes
         self.stats.seconds_decode += time.perf_counter() - start
 
     def decode_own(self, ticket: Ticket, address: int, out: int) -> None:
         """Write what this rank's own frame at ``address`` stands for to ``out``: for measuring the error."""
         slot = ticket.slot
         expected = frames.expect(slot.spec, first_rank=slot.spec.rank)
-        frames.decode_sum(address, slot.frame_bytes, 1, expected, 1.0, out, slot)
+        frames.decode_sum(address, slot.history.frame_bytes, 1, expected, 1.0, out, slot)
 
     def change(self, **changes: Any) -> None:
-        """Change ``bits``, ``levels``, ``bucket_size``, ``norm`` or ``codec`` from the next tensor on."""
+        """Change some of the arguments of ``Quantization.create`` from the next tensor on."""
         self.quantization = self.quantization.changed(**changes)
 
     def state(self) -> dict[str, Any]:
@@ -243,9 +243,9 @@ def read_state(state: dict[str, Any], position: str) -> tuple[Quantization, int,
         if state["version"] != STATE_VERSION:
             raise QSGDError(f"this state is of version {state['version']}, this hvd_qsgd knows {STATE_VERSION}")
         seed = whole_number("seed", state["seed"], 0, 2**64 - 1)
-        if state["levels"] is None:
-            raise QSGDError("levels=None: a state says how many levels there are")
-        fields = {name: state[name] for name in ("levels", "bucket_size", "norm", "codec")}
+        fields = {name: state[name] for name in ("levels", "variance", "bucket_size", "norm", "codec", "dither")}
+        if fields["levels"] is None and fields["variance"] is None:
+            raise QSGDError("levels=None and variance=None: a state has one of them")
         where = state[position]
     except QSGDError:
         raise

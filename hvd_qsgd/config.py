@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
+import math
+import numbers
 import operator
 from typing import Any, Union
 
 from hvd_qsgd.errors import QSGDError
-from hvd_qsgd.wire import CODECS, NORMS
+from hvd_qsgd.wire import CODECS, DITHERS, NORMS
 
 MAX_BUCKET_SIZE = 1 << 48
 DEFAULT_BUCKET_SIZE = 512
@@ -15,56 +18,121 @@ DEFAULT_BITS = 4
 DEFAULT_MIN_SIZE = 1024
 
 IntOrNone = Union[int, None]
+AUTO = "auto"  # the codec that makes the shortest frames
+
+
+class Default(enum.Enum):
+    """What an argument is that was not given, where None means something else."""
+
+    DEFAULT = "default"
+
+    def __repr__(self) -> str:
+        return "DEFAULT"
+
+
+DEFAULT = Default.DEFAULT
+BucketSize = Union[int, None, Default]
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
-    """How values become codes: what a frame's header says of it.
+    """How values become codes: what a frame's header says of it, or what decides that.
 
     Attributes:
-        levels: s; a code is an integer in [-s, s].
+        levels: s; a code is an integer in [-s, s]. None: as many as ``variance`` asks for.
         bucket_size: elements that share one scale; ``None``: one scale for the whole tensor.
         norm: ``"max"`` or ``"l2"``, what the scale is (QSGD, Alistarh et al. 2017, section 4 and section 3.1).
-        codec: how codes become bytes: ``"packed"`` (fixed width) or ``"ternary"`` (s = 1 at 1.6 bits).
+        codec: how codes become bytes: ``"packed"`` (fixed width), ``"ternary"`` (s = 1 at 1.6 bits), ``"rans"`` (near
+            their entropy), or ``"auto"``: the one of these that makes a tensor's frames shortest.
+        variance: relative variance E||Q(v) - v||^2 / ||v||^2 of each tensor in each step (QSGD, theorem 3.1), or None.
+        dither: ``"nonsubtractive"`` (QSGD's random rounding), or ``"subtractive"``: decoders subtract the random
+            numbers again, so that the error does not depend on the value (L. Schuchman, "Dither signals and their
+            effect on quantization noise", 1964).
     """
 
-    levels: int
-    bucket_size: IntOrNone
+    levels: int | None
+    bucket_size: int | None
     norm: str
     codec: str
+    variance: float | None = None
+    dither: str = "nonsubtractive"
 
     @classmethod
     def create(
         cls,
-        bits: IntOrNone = None,
-        levels: IntOrNone = None,
-        bucket_size: IntOrNone = DEFAULT_BUCKET_SIZE,
-        norm: str = "max",
-        codec: str = "packed",
+        bits: int | None = None,
+        levels: int | None = None,
+        variance: float | None = None,
+        bucket_size: BucketSize = DEFAULT,
+        norm: str | None = None,
+        codec: str | None = None,
+        dither: str = "nonsubtractive",
     ) -> Quantization:
-        """Check the arguments and resolve ``bits`` to levels: 2^(bits-1) - 1.
+        """Check the arguments, fill in what was not given, and resolve ``bits`` to levels: 2^(bits-1) - 1.
+
+        The defaults are packed codes of 4 bits with a max norm a bucket of 512; with a variance they are what needs the
+        fewest bits for it: the best codec, and one l2 norm a tensor.
 
         Raises:
             QSGDError: naming the argument that is wrong and what it may be.
         """
+        if norm is None:
+            norm = "max" if variance is None else "l2"
+        if codec is None:
+            codec = "packed" if variance is None else AUTO
+        if bucket_size is DEFAULT:
+            bucket_size = DEFAULT_BUCKET_SIZE if variance is None else None
         if not isinstance(norm, str) or norm not in NORMS:
             raise QSGDError(f"norm={norm!r} is unknown: use one of {_names(NORMS)}")
-        if not isinstance(codec, str) or codec not in CODECS:
-            raise QSGDError(f"codec={codec!r} is unknown: use one of {_names(CODECS)}")
+        if not isinstance(codec, str) or codec not in (AUTO, *CODECS):
+            raise QSGDError(f"codec={codec!r} is unknown: use one of {_names((AUTO, *CODECS))}")
+        if not isinstance(dither, str) or dither not in DITHERS:
+            raise QSGDError(f"dither={dither!r} is unknown: use one of {_names(DITHERS)}")
+        if dither == "subtractive" and (codec == AUTO or CODECS[codec].variable):
+            raise QSGDError(
+                f"dither='subtractive' does not go with codec={codec!r}: use 'packed' or 'ternary', or leave dither out"
+            )
         if bucket_size is not None:
             bucket_size = whole_number("bucket_size", bucket_size, 1, MAX_BUCKET_SIZE, " (or None: the whole tensor)")
-        limit = CODECS[codec].max_levels
-        return cls(_resolve_levels(bits, levels, codec, limit), bucket_size, norm, codec)
+        _check_given_once(bits=bits, levels=levels, variance=variance)
+        if variance is not None:
+            return cls(None, bucket_size, norm, codec, _positive("variance", variance), dither)
+        return cls(_resolve_levels(bits, levels, codec), bucket_size, norm, codec, None, dither)
 
     def changed(self, **changes: Any) -> Quantization:
-        """A checked copy with some of ``create``'s arguments changed; a new codec brings its default levels."""
-        unknown = set(changes) - {"bits", "levels", "bucket_size", "norm", "codec"}
+        """A checked copy with some of ``create``'s arguments changed; the others stay as they are.
+
+        A new codec brings its default levels, unless a variance decides.
+        """
+        quality = {"bits", "levels", "variance"}
+        others = ("bucket_size", "norm", "codec", "dither")
+        unknown = set(changes) - quality - set(others)
         if unknown:
-            raise QSGDError(f"{_names(unknown)} cannot be changed: only bits, levels, bucket_size, norm and codec can")
-        kept: dict[str, Any] = {"bucket_size": self.bucket_size, "norm": self.norm, "codec": self.codec}
-        if not {"bits", "levels", "codec"} & set(changes):
-            kept["levels"] = self.levels
+            raise QSGDError(
+                f"{_names(unknown)} cannot be changed: only bits, levels, variance, bucket_size, norm, codec and "
+                "dither can"
+            )
+        kept: dict[str, Any] = {name: getattr(self, name) for name in others}
+        if not quality & set(changes):
+            kept["variance"] = self.variance
+            if "codec" not in changes:
+                kept["levels"] = self.levels
         return Quantization.create(**{**kept, **changes})
+
+    @property
+    def most_levels(self) -> int:
+        """Levels, or as many as may be chosen for a variance."""
+        return _most_levels(self.codec) if self.levels is None else self.levels
+
+    @property
+    def fixed_length(self) -> bool:
+        """Whether all frames of a tensor are equally long, and how long is known before."""
+        return self.levels is not None and self.codec != AUTO and not CODECS[self.codec].variable
+
+    def __str__(self) -> str:
+        quality = f"levels={self.levels}" if self.variance is None else f"variance={self.variance}"
+        dither = f", dither={self.dither!r}" if self.dither == "subtractive" else ""
+        return f"{quality}, bucket_size={self.bucket_size}, norm={self.norm!r}, codec={self.codec!r}{dither}"
 
     def bucket_size_for(self, count: int) -> int:
         """The bucket size that the frame of a tensor of ``count`` elements states."""
@@ -88,9 +156,24 @@ def encodable(text: str) -> bool:
     return text == text.encode("utf-8", "ignore").decode()
 
 
-def _resolve_levels(bits: IntOrNone, levels: IntOrNone, codec: str, limit: int) -> int:
-    if bits is not None and levels is not None:
-        raise QSGDError(f"bits={bits!r} and levels={levels!r} say the same thing twice: give one of them")
+def _check_given_once(**quality: Any) -> None:
+    given = [f"{name}={value!r}" for name, value in quality.items() if value is not None]
+    if len(given) > 1:
+        raise QSGDError(f"{' and '.join(given)} each say how fine the rounding is: give one of them")
+
+
+def _positive(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+        raise QSGDError(f"{name}={value!r} is not a positive number, such as 0.1")
+    return float(value)
+
+
+def _most_levels(codec: str) -> int:
+    return max(each.max_levels for each in CODECS.values()) if codec == AUTO else CODECS[codec].max_levels
+
+
+def _resolve_levels(bits: IntOrNone, levels: IntOrNone, codec: str) -> int:
+    limit = _most_levels(codec)
     if levels is not None:
         return whole_number("levels", levels, 1, limit, f" for codec={codec!r}")
     most = (limit + 1).bit_length()

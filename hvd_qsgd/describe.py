@@ -86,7 +86,7 @@ def _meanings(values: dict[str, Any]) -> dict[str, str]:
     return {
         **_common(values),
         "norm": NORMS.get(values["norm"], ""),
-        "flags": "1: the squared norm is there" if values["flags"] & wire.SQUARED_NORM else "0: no squared norm",
+        "flags": _flags(values["flags"]),
         "levels": f"codes are whole numbers from -{levels} to {levels}",
         "bucket_size": about_scales,
         "seed": "of the random rounding",
@@ -96,6 +96,11 @@ def _meanings(values: dict[str, Any]) -> dict[str, str]:
         else "",
         "squared_norm": "of the gradient" if values["squared_norm"] is not None else "not in this frame",
     }
+
+
+def _flags(flags: int) -> str:
+    norm = "1: the squared norm is there" if flags & wire.SQUARED_NORM else "0: no squared norm"
+    return norm + ("; 2: decoders subtract the dither" if flags & wire.SUBTRACTIVE else "")
 
 
 def _meanings_of_error(values: dict[str, Any]) -> dict[str, str]:

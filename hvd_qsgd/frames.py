@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hvd_qsgd import native, wire
-from hvd_qsgd.config import Quantization
+from hvd_qsgd.config import AUTO, Quantization
 from hvd_qsgd.errors import QSGDError
 
 
@@ -16,12 +16,13 @@ def make_spec(
     rank: int,
     tensor: int,
     step: int,
-    flags: int = 0,
+    squared_norm: bool = False,
     columns: int = 0,
 ) -> native.Spec:
     """What the kernels need to encode one tensor."""
-    spec = native.Spec(count=count, seed=seed, rank=rank, tensor=tensor, step=step, flags=flags, columns=columns)
+    spec = native.Spec(count=count, seed=seed, rank=rank, tensor=tensor, step=step, columns=columns)
     spec.dtype = wire.DTYPES[dtype]
+    spec.flags = wire.SQUARED_NORM if squared_norm else 0
     set_quantization(spec, quantization)
     return spec
 
@@ -29,9 +30,15 @@ def make_spec(
 def set_quantization(spec: native.Spec, quantization: Quantization) -> None:
     """Let ``spec`` say how to encode from now on."""
     spec.bucket_size = quantization.bucket_size_for(spec.count)
-    spec.levels = quantization.levels
-    spec.codec = wire.CODECS[quantization.codec].id
+    spec.levels = quantization.most_levels
+    spec.codec = codec_id(quantization.codec)
     spec.norm = wire.NORMS[quantization.norm]
+    spec.flags = spec.flags & ~wire.SUBTRACTIVE | wire.DITHERS[quantization.dither]
+
+
+def codec_id(name: str) -> int:
+    """The codec's number in ``native.Spec``."""
+    return native.CODEC_AUTO if name == AUTO else wire.CODECS[name].id
 
 
 def expect(spec: native.Spec, first_rank: int = 0) -> native.Expectation:

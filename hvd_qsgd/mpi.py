@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hvd_qsgd.arrays import as_gradient, from_wire, wire_array
 from hvd_qsgd.compressor import Compressor, Options, Ranks
-from hvd_qsgd.config import DEFAULT_BUCKET_SIZE, Quantization
+from hvd_qsgd.config import DEFAULT, BucketSize, Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.steps import Ticket
 from hvd_qsgd.transport.mpi import MpiTransport, import_mpi
@@ -26,9 +26,11 @@ def allreduce(
     *,
     bits: int | None = None,
     levels: int | None = None,
-    bucket_size: int | None = DEFAULT_BUCKET_SIZE,
-    norm: str = "max",
-    codec: str = "packed",
+    variance: float | None = None,
+    bucket_size: BucketSize = DEFAULT,
+    norm: str | None = None,
+    codec: str | None = None,
+    dither: str = "nonsubtractive",
     seed: int = 0,
 ) -> Array:
     """The average or sum of every rank's ``array``, quantized; the same bits on all ranks.
@@ -40,7 +42,8 @@ def allreduce(
         array: float32, float16, bfloat16 or float64 (sent as float32), any shape. It is not written.
         comm: an mpi4py intracommunicator; default ``MPI.COMM_WORLD``. Messages travel on a duplicate of it.
         op: ``"average"`` or ``"sum"``.
-        bits, levels, bucket_size, norm, codec, seed: as for ``hvd_qsgd.encode``; ranks may differ in them.
+        bits, levels, variance, bucket_size, norm, codec, dither, seed: as for ``hvd_qsgd.encode``; ranks may differ in
+            them. Each call with codec "auto" compares all codecs.
 
     Returns:
         A new array of the same shape and dtype.
@@ -54,7 +57,8 @@ def allreduce(
     try:
         if not isinstance(op, str) or op not in ("average", "sum"):
             raise QSGDError(f"op={op!r} is unknown: use 'average' or 'sum'")
-        core = Compressor(Quantization.create(bits, levels, bucket_size, norm, codec), Options(min_size=0, seed=seed))
+        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
+        core = Compressor(quantization, Options(min_size=0, seed=seed))
         gradient, dtype = as_gradient(array)
     except Exception as error:
         _tell_all(transport, call, error)

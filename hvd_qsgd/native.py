@@ -11,12 +11,12 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_float, c_int, c_uint8, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_uint8, c_uint32, c_uint64, c_void_p
 from typing import Any
 
 from hvd_qsgd.errors import QSGDError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 LIBRARY_VARIABLE = "HVD_QSGD_LIBRARY"
 THREADS_VARIABLE = "HVD_QSGD_NUM_THREADS"
 ISA_VARIABLE = "HVD_QSGD_ISA"
@@ -39,6 +39,7 @@ FIRST_FRAME_STATUS = 10  # from here on a status tells what is wrong with a fram
 MAX_ERROR_FRAME = 96 + 1024
 MAX_EXPLANATION = 2048
 TOKEN_LENGTH = 16
+CODEC_AUTO = 255
 
 
 class Spec(ctypes.Structure):
@@ -72,6 +73,18 @@ class Expectation(ctypes.Structure):
     )
 
 
+class History(ctypes.Structure):
+    """``qsgd_history``: what is remembered of a tensor from one frame to the next."""
+
+    _fields_ = (
+        ("frame_bytes", c_uint64),
+        ("frames", c_uint32),
+        ("levels", c_uint32),
+        ("codec", c_uint8),
+        ("zero", c_uint8 * 7),
+    )
+
+
 class FrameError(Exception):
     """A decoder's refusal of frame number ``frame``."""
 
@@ -96,19 +109,31 @@ def encode(spec: Spec, gradient: int, frame: int, capacity: int) -> int:
     return size.value
 
 
+def solve_levels(spec: Spec, gradient: int, variance: float) -> int:
+    """The least levels, up to ``spec.levels``, that bring the gradient at this address no more relative variance."""
+    levels = c_uint32()
+    _raise_unless_ok(library().qsgd_solve_levels(spec, gradient, variance, default_threads(), levels))
+    return levels.value
+
+
 def columns(shape: Sequence[int]) -> int:
     """``Spec.columns`` for a tensor of this shape: elements in a row of it, as a matrix; 0 if it has no rows."""
     return int(library().qsgd_columns((c_uint64 * len(shape))(*shape), len(shape)))
 
 
+def encode_next(spec: Spec, variance: float | None, history: History, gradient: int, frame: int, capacity: int) -> int:
+    """As ``encode``, for the tensor that ``history`` is of: levels for ``variance``, the codec chosen, padded."""
+    size = c_uint64()
+    threads = default_threads()
+    status = library().qsgd_encode_next(spec, variance or 0.0, history, gradient, frame, capacity, threads, size)
+    if status:
+        _raise_unless_ok(status)
+    return size.value
+
+
 def pad(frame: int, capacity: int, size: int) -> None:
     """Make the frame at ``frame`` ``size`` bytes long, a multiple of 16, by more or less padding."""
     _raise_unless_ok(library().qsgd_pad(frame, capacity, size))
-
-
-def padded_bytes(size: int, last: int) -> int:
-    """How long to make a frame that needs ``size`` bytes, the tensor's last one having been ``last`` bytes long."""
-    return int(library().qsgd_padded_bytes(size, last))
 
 
 def frame_bytes(spec: Spec) -> int:
@@ -201,6 +226,10 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "qsgd_isa": (c_char_p,),
     "qsgd_frame_bytes": (c_int, POINTER(Spec), POINTER(c_uint64)),
     "qsgd_encode": (c_int, POINTER(Spec), c_void_p, c_void_p, c_uint64, c_uint32, POINTER(c_uint64)),
+    "qsgd_solve_levels": (c_int, POINTER(Spec), c_void_p, c_double, c_uint32, POINTER(c_uint32)),
+    "qsgd_encode_next": (
+        c_int, POINTER(Spec), c_double, POINTER(History), c_void_p, c_void_p, c_uint64, c_uint32, POINTER(c_uint64)
+    ),
     "qsgd_columns": (c_uint32, POINTER(c_uint64), c_uint32),
     "qsgd_pad": (c_int, c_void_p, c_uint64, c_uint64),
     "qsgd_padded_bytes": (c_uint64, c_uint64, c_uint64),

@@ -14,6 +14,7 @@ class Stats:
     Attributes:
         steps: steps in which something was compressed.
         tensors_compressed, tensors_skipped: gradients seen, by what was done with them.
+        frames_resized: frames that were not as long as the tensor's last one, for which Horovod negotiates anew.
         coordinates: elements compressed.
         bytes_raw: their size as they came.
         bytes_sent: the size of the frames made of them: what this rank hands to the allgather, which carries it to each
@@ -27,6 +28,7 @@ class Stats:
     steps: int = 0
     tensors_compressed: int = 0
     tensors_skipped: int = 0
+    frames_resized: int = 0
     coordinates: int = 0
     bytes_raw: int = 0
     bytes_sent: int = 0

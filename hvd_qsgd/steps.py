@@ -20,7 +20,7 @@ class Slot:
     """What stays the same about one tensor from step to step, and must be the same on all ranks."""
 
     __slots__ = (
-        "accepted", "dtype", "expected", "frame_bytes", "last_step", "most_bytes", "name", "operation", "quantization",
+        "accepted", "dtype", "expected", "history", "last_step", "most_bytes", "name", "operation", "quantization",
         "signature", "size", "spec", "tokens",
     )  # fmt: skip
 
@@ -36,7 +36,7 @@ class Slot:
         self.accepted: tuple[bytes, float] | None = None  # a reduced token that was found right, and its factor
         self.quantization: Any = None  # that most_bytes is for
         self.most_bytes = 0  # of a frame
-        self.frame_bytes = 0  # of this rank's last one
+        self.history = native.History()  # of this rank's frames
         self.last_step = -1
 
     def step_after(self, step: int) -> int:

@@ -9,6 +9,7 @@ import re
 import weakref
 from typing import Any, Callable, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
@@ -20,9 +21,9 @@ except ImportError as _error:
         "hvd_qsgd.tensorflow needs Horovod built for TensorFlow, which cannot be imported here: see README.md"
     ) from _error
 
-from hvd_qsgd import native, tensorflow_ops, wire
+from hvd_qsgd import frames, native, tensorflow_ops, wire
 from hvd_qsgd.compressor import STATE_VERSION, Options, read_state
-from hvd_qsgd.config import DEFAULT_BUCKET_SIZE, DEFAULT_MIN_SIZE, Quantization, whole_number
+from hvd_qsgd.config import AUTO, DEFAULT, DEFAULT_MIN_SIZE, BucketSize, Quantization, whole_number
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method
 from hvd_qsgd.selection import Predicate, make_skip
@@ -55,10 +56,16 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
     Args:
         bits: b = 2..8 bits a value: 2^(b-1) - 1 levels on either side of zero. Default 4.
-        levels: the levels instead, 1..127.
-        bucket_size: elements that share a scale (float32), or None: one scale a tensor.
-        norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm).
-        codec: "packed" (fixed width) or "ternary" (levels=1 in 1.6 bits).
+        levels: the levels instead: 1..127, or 1..32767 with codec "rans" or "auto".
+        variance: w > 0: as many levels instead, for each tensor in each step, as bring the relative variance
+            E||Q(v) - v||^2 / ||v||^2 = w, or the next lower one that whole numbers of levels allow; if the codec has
+            fewer levels, all it has.
+        bucket_size: elements that share a scale (float32), or None: one a tensor. Default 512; with variance None.
+        norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm). Default "max"; with variance "l2".
+        codec: "packed" (fixed width), "ternary" (levels=1 in 1.6 bits), "rans" (near the codes' entropy) or "auto": for
+            each tensor the one whose frames are shortest. Default "packed"; with variance "auto".
+        dither: "nonsubtractive"; or "subtractive", with codec "packed" or "ternary": receivers subtract the random
+            numbers that were added before rounding. About half of the variance for the same bits, for zeros as well.
         min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.
             A gradient whose static shape does not tell is compressed.
         skip: a function (None, gradient) -> bool, called while a function is traced: reduced uncompressed.
@@ -81,9 +88,11 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         bits: int | None = None,
         *,
         levels: int | None = None,
-        bucket_size: int | None = DEFAULT_BUCKET_SIZE,
-        norm: str = "max",
-        codec: str = "packed",
+        variance: float | None = None,
+        bucket_size: BucketSize = DEFAULT,
+        norm: str | None = None,
+        codec: str | None = None,
+        dither: str = "nonsubtractive",
         min_size: int = DEFAULT_MIN_SIZE,
         skip: Predicate | None = None,
         seed: int = 0,
@@ -91,7 +100,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         process_set: Any = hvd.global_process_set,
     ) -> None:
         super().__init__()
-        quantization = Quantization.create(bits, levels, bucket_size, norm, codec)
+        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
         self._options = Options(min_size, seed, name)
         if skip is not None and not callable(skip):
             raise QSGDError(f"skip={skip!r} is not a function: TensorFlow's gradients have no names to match")
@@ -108,13 +117,12 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         self._next_steps: dict[str, Any] = {}  # tensor -> the step that it belongs to next
 
     @property
-    def levels(self) -> int:
-        """Levels on either side of zero, as of the next gradient."""
+    def levels(self) -> int | None:
+        """Levels on either side of zero, as of the next gradient; None with ``variance``."""
         return self._quantization().levels
 
     def __repr__(self) -> str:
-        q = self._quantization()
-        return f"QSGD(levels={q.levels}, bucket_size={q.bucket_size}, norm={q.norm!r}, codec={q.codec!r})"
+        return f"QSGD({self._quantization()})"
 
     @Method
     @_plain_python
@@ -156,7 +164,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
     @Method
     def change(self, **changes: Any) -> None:
-        """Change ``bits``, ``levels``, ``bucket_size``, ``norm`` or ``codec``; nothing is traced again.
+        """Change any of the arguments from ``bits`` to ``dither``; nothing is traced again.
 
         Ranks may differ in these for a while: frames say how they were made.
         """
@@ -269,8 +277,12 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
     def _quantization(self) -> Quantization:
         with tf.init_scope():
-            levels, bucket_size, norm, codec, _ = self._settings.numpy().tolist()
-        return Quantization(levels, bucket_size or None, wire.NORM_NAMES[norm], wire.CODEC_NAMES[codec])
+            levels, bucket_size, norm, codec, variance, flags, _ = self._settings.numpy()
+        wanted = float(variance.view(np.float64)) or None
+        name = AUTO if codec == native.CODEC_AUTO else wire.CODEC_NAMES[int(codec)]
+        levels = None if wanted else int(levels)
+        dither = wire.DITHER_NAMES[int(flags)]
+        return Quantization(levels, int(bucket_size) or None, wire.NORM_NAMES[int(norm)], name, wanted, dither)
 
     def _seed(self) -> int:
         with tf.init_scope():
@@ -314,9 +326,12 @@ class _OnItsWay(NamedTuple):
 
 
 def _settings(quantization: Quantization, seed: int) -> list[int]:
-    """As QsgdEncode takes them (``kernels/tensorflow/tensor.h``); the seed's bits as a signed number."""
-    norm, codec = wire.NORMS[quantization.norm], wire.CODECS[quantization.codec].id
-    return [quantization.levels, quantization.bucket_size or 0, norm, codec, (seed + 2**63) % 2**64 - 2**63]
+    """As QsgdEncode takes them (``kernels/tensorflow/tensor.h``); bits of what is no signed number."""
+    q = quantization
+    variance, bits_of_seed = np.float64(q.variance or 0).view(np.int64), np.uint64(seed).view(np.int64)
+    flags = wire.DITHERS[q.dither]
+    kinds = [wire.NORMS[q.norm], frames.codec_id(q.codec), int(variance), flags]
+    return [q.most_levels, q.bucket_size or 0, *kinds, int(bits_of_seed)]
 
 
 def _variable(value: Any) -> Any:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.stats import Stats
 
-COUNTERS = 8  # of enum Counter in kernels/tensorflow/counters.h
+COUNTERS = 9  # of enum Counter in kernels/tensorflow/counters.h
 
 
 def path() -> pathlib.Path:
@@ -48,10 +48,11 @@ def read_counters(compressor: int, reset: bool = False) -> Stats:
     read.argtypes, read.restype = (c_int64, ctypes.POINTER(c_uint64), c_int), None
     values = (c_uint64 * COUNTERS)()
     read(compressor, values, reset)
-    steps, tensors, coordinates, raw, sent, gathered, encoding, decoding = values
+    steps, tensors, resized, coordinates, raw, sent, gathered, encoding, decoding = values
     return Stats(
         steps=steps,
         tensors_compressed=tensors,
+        frames_resized=resized,
         coordinates=coordinates,
         bytes_raw=raw,
         bytes_sent=sent,

@@ -19,7 +19,7 @@ except ImportError as _error:
 
 from hvd_qsgd import native
 from hvd_qsgd.compressor import Compressor, Options, Ranks
-from hvd_qsgd.config import DEFAULT_BUCKET_SIZE, DEFAULT_MIN_SIZE, Quantization
+from hvd_qsgd.config import DEFAULT, DEFAULT_MIN_SIZE, BucketSize, Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method
 from hvd_qsgd.selection import ParameterNames, Skip, make_skip
@@ -64,10 +64,16 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
 
     Args:
         bits: b = 2..8 bits a value: 2^(b-1) - 1 levels on either side of zero. Default 4.
-        levels: the levels instead, 1..127.
-        bucket_size: elements that share a scale (float32), or None: one scale a tensor.
-        norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm).
-        codec: "packed" (fixed width) or "ternary" (levels=1 in 1.6 bits).
+        levels: the levels instead: 1..127, or 1..32767 with codec "rans" or "auto".
+        variance: w > 0: as many levels instead, for each tensor in each step, as bring the relative variance
+            E||Q(v) - v||^2 / ||v||^2 = w, or the next lower one that whole numbers of levels allow; if the codec has
+            fewer levels, all it has.
+        bucket_size: elements that share a scale (float32), or None: one a tensor. Default 512; with variance None.
+        norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm). Default "max"; with variance "l2".
+        codec: "packed" (fixed width), "ternary" (levels=1 in 1.6 bits), "rans" (near the codes' entropy) or "auto": for
+            each tensor the one whose frames are shortest. Default "packed"; with variance "auto".
+        dither: "nonsubtractive"; or "subtractive", with codec "packed" or "ternary": receivers subtract the random
+            numbers that were added before rounding. About half of the variance for the same bits, for zeros as well.
         named_parameters: ``model.named_parameters()``. Needed only if ranks leave different parameters unused in a
             step, for ``skip`` by name, and for messages with names.
         min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.
@@ -93,9 +99,11 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         bits: int | None = None,
         *,
         levels: int | None = None,
-        bucket_size: int | None = DEFAULT_BUCKET_SIZE,
-        norm: str = "max",
-        codec: str = "packed",
+        variance: float | None = None,
+        bucket_size: BucketSize = DEFAULT,
+        norm: str | None = None,
+        codec: str | None = None,
+        dither: str = "nonsubtractive",
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
         min_size: int = DEFAULT_MIN_SIZE,
         skip: Skip = None,
@@ -105,7 +113,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         transport: str = "horovod",
         measure_error: bool = False,
     ) -> None:
-        quantization = Quantization.create(bits, levels, bucket_size, norm, codec)
+        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
         self._core = Compressor(quantization, Options(min_size, seed, name, measure_error))
         named_parameters = None if named_parameters is None else list(named_parameters)
         self._names = None if named_parameters is None else ParameterNames(named_parameters)
@@ -121,13 +129,12 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         return _rebuild, (type(self), self._others, self.state_dict())
 
     @property
-    def levels(self) -> int:
-        """Levels on either side of zero, as of the next gradient."""
+    def levels(self) -> int | None:
+        """Levels on either side of zero, as of the next gradient; None with ``variance``."""
         return self._core.quantization.levels
 
     def __repr__(self) -> str:
-        q = self._core.quantization
-        return f"QSGD(levels={q.levels}, bucket_size={q.bucket_size}, norm={q.norm!r}, codec={q.codec!r})"
+        return f"QSGD({self._core.quantization})"
 
     @Method
     def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
@@ -177,7 +184,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
 
     @Method
     def change(self, **changes: Any) -> None:
-        """Change ``bits``, ``levels``, ``bucket_size``, ``norm`` or ``codec``, from the next gradient on.
+        """Change any of the arguments from ``bits`` to ``dither``, from the next gradient on.
 
         Ranks may differ in these for a while: frames say how they were made.
         """

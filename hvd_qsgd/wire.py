@@ -13,7 +13,7 @@ from hvd_qsgd.errors import QSGDError
 
 HEADER = struct.Struct("<4s4B2I3Q4I2Qd2Q")
 HEADER_BYTES = 96
-SQUARED_NORM = 1
+SQUARED_NORM, SUBTRACTIVE = 1, 2  # bits of the flags
 assert HEADER.size == HEADER_BYTES
 
 
@@ -33,10 +33,12 @@ CODECS = {
     "rans": Codec(5, 32767, True),
 }
 NORMS = {"max": 1, "l2": 2}
+DITHERS = {"nonsubtractive": 0, "subtractive": SUBTRACTIVE}
 DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 CODEC_NAMES = {0: "error", **{codec.id: name for name, codec in CODECS.items()}}
 NORM_NAMES = {0: "none", **{number: name for name, number in NORMS.items()}}
+DITHER_NAMES = {number: name for name, number in DITHERS.items()}
 DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
 
 

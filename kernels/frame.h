@@ -50,6 +50,13 @@ QSGD_HD bool has_fixed_width(uint8_t codec) {
     return codec == QSGD_CODEC_PACKED || codec == QSGD_CODEC_TERNARY;
 }
 
+// Whether a frame with this codec may have these flags.
+QSGD_HD bool flags_possible(uint32_t flags, uint8_t codec) {
+    const uint32_t known = QSGD_FLAG_SQUARED_NORM | (has_fixed_width(codec) ? QSGD_FLAG_SUBTRACTIVE : 0);
+    return (flags & ~known) == 0;
+}
+QSGD_HD bool is_subtractive(const Header& h) { return (h.flags & QSGD_FLAG_SUBTRACTIVE) != 0; }
+
 QSGD_HD uint32_t max_levels(uint8_t codec) {
     return codec == QSGD_CODEC_TERNARY ? 1 : codec == QSGD_CODEC_PACKED ? kMostNarrowLevels : kMostLevels;
 }
@@ -96,7 +103,7 @@ QSGD_HD int check_header(const Header& h, uint64_t bytes_there) {
     if (!error && !is_codec(h.codec)) return QSGD_BAD_CODEC;
     if (error ? h.norm != 0 : h.norm != QSGD_NORM_MAX && h.norm != QSGD_NORM_L2) return QSGD_BAD_NORM;
     if (h.dtype < QSGD_FLOAT32 || h.dtype > QSGD_BFLOAT16) return QSGD_BAD_DTYPE;
-    if (h.zero0 || h.zero1 || (h.flags & ~QSGD_FLAG_SQUARED_NORM)) return QSGD_BAD_RESERVED;
+    if (h.zero0 || h.zero1 || !flags_possible(h.flags, h.codec)) return QSGD_BAD_RESERVED;
     if (!(h.flags & QSGD_FLAG_SQUARED_NORM) && h.squared_norm) return QSGD_BAD_RESERVED;
     if (error && (h.flags || h.seed)) return QSGD_BAD_RESERVED;
     if (h.count > kMaxCount) return QSGD_BAD_COUNT;

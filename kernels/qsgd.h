@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define QSGD_ABI_VERSION 3
+#define QSGD_ABI_VERSION 4
 #define QSGD_API __attribute__((visibility("default")))
 
 typedef enum {
@@ -56,11 +56,12 @@ enum {
     QSGD_CODEC_TERNARY = 2,
     QSGD_CODEC_ELIAS_DENSE = 3,
     QSGD_CODEC_ELIAS_SPARSE = 4,
-    QSGD_CODEC_RANS = 5
+    QSGD_CODEC_RANS = 5,
+    QSGD_CODEC_AUTO = 255 /* of no frame: qsgd_encode_next chooses another */
 };
 enum { QSGD_NORM_MAX = 1, QSGD_NORM_L2 = 2 };
 enum { QSGD_FLOAT32 = 1, QSGD_FLOAT16 = 2, QSGD_BFLOAT16 = 3 };
-enum { QSGD_FLAG_SQUARED_NORM = 1 };
+enum { QSGD_FLAG_SQUARED_NORM = 1, QSGD_FLAG_SUBTRACTIVE = 2 }; /* the second: fixed widths only */
 enum { QSGD_HEADER_BYTES = 96, QSGD_MAX_ERROR_FRAME = 96 + 1024, QSGD_TOKEN_LENGTH = 16 };
 enum { QSGD_MAX_EXPLANATION = 2048 }; /* a text's room that is always enough */
 
@@ -96,23 +97,51 @@ QSGD_API uint32_t qsgd_abi_version(void);
  * HVD_QSGD_ISA; the bytes are the same for all. */
 QSGD_API const char* qsgd_isa(void);
 
-/* What spec.columns is for a tensor of this shape: elements in a row of it, taken as a matrix as square as possible; 0 if it
- * has no rows. It tells rans which elements may belong together: those of a row, those of a column. */
+/* What spec.columns is for a tensor of this shape: elements in a row of it, taken as a matrix as square as
+ * possible; 0 if it has no rows. It tells rans which elements may belong together: those of a row, those of a
+ * column. */
 QSGD_API uint32_t qsgd_columns(const uint64_t* shape, uint32_t dimensions);
 
-/* The most bytes of a frame that qsgd_encode writes for *spec; with a fixed-width codec it always has as many. */
+/* The most bytes of a frame that qsgd_encode writes for *spec; with a fixed-width codec it always has as
+ * many. For QSGD_CODEC_AUTO: with any codec. */
 QSGD_API int qsgd_frame_bytes(const qsgd_spec* spec, uint64_t* bytes);
 
-/* Encode spec->count elements at `gradient` into one frame at `frame`, which has room for `capacity` bytes (at least
- * qsgd_frame_bytes(spec)), on at most `threads` threads (0 counts as 1). *bytes becomes the frame's length. */
+/* Encode spec->count elements at `gradient` into one frame at `frame`, which has room for `capacity` bytes
+ * (at least qsgd_frame_bytes(spec)), on at most `threads` threads (0 counts as 1). *bytes becomes the frame's
+ * length. */
 QSGD_API int qsgd_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
                          uint32_t threads, uint64_t* bytes);
+
+/* The least levels, up to spec->levels, at which quantizing `gradient` brings a relative variance
+ * E||Q(v)-v||^2 / ||v||^2 of no more than `variance` (positive and finite), to about 1 % of it: *levels
+ * becomes spec->levels if more would be needed. Buckets with a NaN or an infinity do not count; of a gradient
+ * of zeros 1 level is enough. It reads all of the gradient once for the l2 norm and twice for the max norm,
+ * and then a sample, which is as large as the gradient asks for. */
+QSGD_API int qsgd_solve_levels(const qsgd_spec* spec, const void* gradient, double variance, uint32_t threads,
+                               uint32_t* levels);
+
+/* What is remembered of a tensor from one frame to the next; zeros at first. */
+typedef struct {
+    uint64_t frame_bytes; /* of the last one */
+    uint32_t frames;      /* so far, since the codec is chosen */
+    uint32_t levels;      /* when codecs were last compared */
+    uint8_t codec;        /* of the last one */
+    uint8_t zero[7];
+} qsgd_history;
+
+/* The tensor's next frame: qsgd_encode with the levels that `variance` asks for (qsgd_solve_levels; 0: with
+ * spec->levels), padded so that lengths stay put. QSGD_CODEC_AUTO is the codec that made the shortest frame
+ * when all that know as many levels were last compared: at frames 0, 1, 2, 4, 8, ... 1024, 2048, 3072, ...
+ * and when the levels have more than doubled or halved. Another codec must then save a sixteenth. */
+QSGD_API int qsgd_encode_next(const qsgd_spec* spec, double variance, qsgd_history* history,
+                              const void* gradient, void* frame, uint64_t capacity, uint32_t threads,
+                              uint64_t* bytes);
 
 /* Make the frame at `frame` `bytes` long, a multiple of 16, by more or less padding. */
 QSGD_API int qsgd_pad(void* frame, uint64_t capacity, uint64_t bytes);
 
-/* How long to make a frame that needs `bytes`, the tensor's last one having been `last` long (0: there was none):
- * as long as that, if it does, so that sizes stay put from step to step. */
+/* How long to make a frame that needs `bytes`, the tensor's last one having been `last` long (0: there was
+ * none): as long as that, if it does, so that sizes stay put from step to step. */
 QSGD_API uint64_t qsgd_padded_bytes(uint64_t bytes, uint64_t last);
 
 /* out[i] = factor * (sum over frames, in order, of the decoded values). `frames` holds `frame_count` frames

@@ -277,6 +277,7 @@ def encode(
     step: int = 0,
     dtype: str = "float32",
     squared_norm: bool = False,
+    subtractive: bool = False,
     columns: int = 0,
 ) -> bytes:
     """The frame of a tensor. bucket_size None: one bucket for the whole tensor; columns: of the matrix that it is."""
@@ -297,7 +298,7 @@ def encode(
         codec=CODECS[codec],
         norm=NORMS[norm],
         dtype=DTYPES[dtype],
-        flags=int(squared_norm),
+        flags=int(squared_norm) + 2 * subtractive,
         levels=levels,
         count=values.size,
         bucket_size=d,
@@ -347,7 +348,8 @@ def check_itself(frame: bytes, index: int) -> Header:
     require(h.codec in CODECS.values(), "1", f"codec {h.codec}")
     require(h.norm in ([0] if error else NORMS.values()), "1", f"norm {h.norm}")
     require(h.dtype in DTYPES.values(), "1", f"dtype {h.dtype}")
-    require(h.flags <= (0 if error else 1), "1", f"flags {h.flags:#x}")
+    flags = 0 if error else 3 if h.codec in (CODECS["packed"], CODECS["ternary"]) else 1
+    require(h.flags <= flags, "1", f"flags {h.flags:#x}")
     require(h.zero52 == 0 and h.zero80 == 0, "1", "reserved bytes")
 
     require(h.count <= 2**48, "2", f"count {h.count}")
@@ -423,7 +425,11 @@ def dequantize(frame: bytes) -> Array:
     unit = np.where(np.isinf(s * unit), np.nextafter(unit, np.float32(-np.inf)), unit)
     back = np.float32(1) / c  # exact; 2^-64 or 1
     unit, back = (np.repeat(a, min(h.bucket_size, h.count))[: h.count] for a in (unit, back))
-    return (decode_codes(frame).astype(np.float32) * unit) * back
+    codes = decode_codes(frame).astype(np.float32)
+    if h.flags & 2:
+        bits = random_bits(h.count, h.seed, h.rank, h.tensor, h.step)
+        codes = codes + (2**23 - bits.astype(np.int64)).astype(np.float32) * np.float32(2.0**-24)
+    return (codes * unit) * back
 
 
 def narrow(result: Array, dtype: str) -> Array:

@@ -135,10 +135,11 @@ def make_spec(
     step: int = 0,
     dtype: str = "float32",
     squared_norm: bool = False,
+    subtractive: bool = False,
     columns: int = 0,
 ) -> native.Spec:
     d = max(count, 1) if bucket_size is None else bucket_size
-    kinds = ref.CODECS[codec], ref.NORMS[norm], ref.DTYPES[dtype], int(squared_norm)
+    kinds = ref.CODECS[codec], ref.NORMS[norm], ref.DTYPES[dtype], int(squared_norm) + 2 * subtractive
     return native.Spec(count, d, seed, levels, rank, tensor, step, *kinds, columns)
 
 

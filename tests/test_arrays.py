@@ -153,13 +153,15 @@ WRONG: list[dict[str, Any]] = [
     *({"bits": x} for x in (0, 1, 9, -4, 4.0, "4", True, 2**64)),
     *({"levels": x} for x in (0, 128, -1, 7.0, "7", False)),
     *({"bucket_size": x} for x in (0, -1, 2**48 + 1, 512.0, "all", True)),
-    *({"norm": x} for x in ("L2", "", None, 2, "inf")),
-    *({"codec": x} for x in ("elias", "", None, 1, "Packed")),
+    *({"variance": x} for x in (0, -0.1, float("inf"), float("nan"), "0.1", True)),
+    *({"norm": x} for x in ("L2", "", 2, "inf")),
+    *({"codec": x} for x in ("elias", "", 1, "Packed")),
     *({"seed": x} for x in (-1, 2**64, 0.5, None, "0")),
     *({name: x} for name in ("rank", "tensor", "step") for x in (-1, 2**32, 1.0, None, "1")),
     {"levels": 2, "codec": "ternary"},
     {"bits": 3, "codec": "ternary"},
     {"bits": 4, "levels": 7},
+    {"variance": 0.1, "bits": 4},
 ]
 
 

@@ -103,7 +103,8 @@ def test_state_continues_a_run() -> None:
     go(core, "a", "b")
     state = core.state()
     assert state == {
-        "version": 1, "step": 1, "seed": 11, "levels": 5, "bucket_size": None, "norm": "l2", "codec": "packed"
+        "version": 1, "step": 1, "seed": 11, "levels": 5, "bucket_size": None, "norm": "l2", "codec": "packed",
+        "variance": None, "dither": "nonsubtractive",
     }  # fmt: skip
     for stored in (json.loads(json.dumps(state)), pickle.loads(pickle.dumps(state)), copy.deepcopy(state)):
         other = compressor(seed=99)
@@ -132,7 +133,10 @@ def test_loading_forgets_what_is_on_its_way() -> None:
     assert go(core, "a") == [("a", 7)]
 
 
-GOOD = {"version": 1, "step": 3, "seed": 4, "levels": 7, "bucket_size": 512, "norm": "max", "codec": "packed"}
+GOOD = {
+    "version": 1, "step": 3, "seed": 4, "levels": 7, "bucket_size": 512, "norm": "max", "codec": "packed",
+    "variance": None, "dither": "nonsubtractive",
+}  # fmt: skip
 BAD: list[tuple[Any, str]] = [
     *((bad, "not a state of a QSGD compressor") for bad in (None, 5, "state", [], {})),
     *(({k: v for k, v in GOOD.items() if k != name}, name) for name in GOOD),
@@ -144,6 +148,9 @@ BAD: list[tuple[Any, str]] = [
     ({**GOOD, "norm": "l1"}, "norm='l1'"),
     ({**GOOD, "codec": "elias"}, "codec='elias'"),
     ({**GOOD, "codec": "ternary"}, "levels=7"),
+    ({**GOOD, "dither": "none"}, "dither='none'"),
+    ({**GOOD, "variance": 0.1}, "levels=7 and variance=0.1"),
+    ({**GOOD, "levels": None, "variance": -1.0}, "variance=-1.0"),
 ]
 
 

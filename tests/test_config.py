@@ -44,6 +44,7 @@ def test_levels(levels: int) -> None:
         ({"norm": "l2", "bucket_size": 64}, {"norm": "l2", "bucket_size": 64}),
         ({"codec": "ternary"}, {"codec": "ternary", "levels": 1}),
         ({"codec": "packed"}, {"levels": 7}),
+        ({"dither": "subtractive"}, {"dither": "subtractive"}),
         ({"codec": "ternary", "levels": 1}, {"codec": "ternary", "levels": 1}),
         ({}, {}),
     ],
@@ -59,18 +60,63 @@ def test_changes_keep_the_rest() -> None:
     assert odd.changed(codec="ternary") == Quantization(1, None, "l2", "ternary")
 
 
+def test_defaults_with_a_variance() -> None:
+    """What needs the fewest bits for it, unless it is given."""
+    quantization = Quantization.create(variance=0.1)
+    assert quantization == Quantization(levels=None, bucket_size=None, norm="l2", codec="auto", variance=0.1)
+    given = Quantization.create(variance=np.float32(0.5), bucket_size=512, norm="max", codec="packed")
+    assert given == dataclasses.replace(DEFAULT, levels=None, variance=0.5)
+    assert type(given.variance) is float
+    assert (quantization.most_levels, given.most_levels, DEFAULT.most_levels) == (32767, 127, 7)
+
+
+def test_a_variance_is_changed() -> None:
+    """Nothing else changes with it."""
+    finer = DEFAULT.changed(variance=0.01)
+    assert finer == dataclasses.replace(DEFAULT, levels=None, variance=0.01)
+    assert finer.changed(norm="l2").variance == 0.01
+    assert finer.changed(codec="rans") == dataclasses.replace(finer, codec="rans")
+    assert finer.changed(bits=4) == DEFAULT
+    assert finer.changed(dither="subtractive", bits=3).changed(bits=8).dither == "subtractive"
+    assert finer.changed(levels=5) == dataclasses.replace(DEFAULT, levels=5)
+
+
+@pytest.mark.parametrize(
+    ("how", "fixed"),
+    [
+        ({}, True), ({"codec": "ternary"}, True), ({"codec": "rans"}, False), ({"codec": "auto"}, False),
+        ({"variance": 0.1}, False), ({"variance": 0.1, "codec": "packed"}, False),
+    ],
+)  # fmt: skip
+def test_whether_frames_are_equally_long(how: dict[str, Any], fixed: bool) -> None:
+    assert Quantization.create(**how).fixed_length is fixed
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"bits": 1}, "bits=1 is not a whole number from 2 to 8"),
-        ({"bits": 4, "levels": 7}, "bits=4 and levels=7 say the same thing twice"),
+        ({"bits": 4, "levels": 7}, "bits=4 and levels=7 each say how fine the rounding is: give one of them"),
+        ({"levels": 4, "variance": 0.1}, "levels=4 and variance=0.1 each say how fine"),
+        ({"variance": 0}, "variance=0 is not a positive number, such as 0.1"),
+        ({"variance": float("nan")}, "variance=nan is not a positive number"),
+        ({"variance": float("inf")}, "variance=inf is not a positive number"),
+        ({"variance": "0.1"}, "variance='0.1' is not a positive number"),
+        ({"variance": True}, "variance=True is not a positive number"),
+        ({"dither": None}, "dither=None is unknown: use one of 'nonsubtractive', 'subtractive'"),
+        (
+            {"dither": "subtractive", "codec": "rans"},
+            "dither='subtractive' does not go with codec='rans': use 'packed'",
+        ),
+        ({"dither": "subtractive", "codec": "auto"}, "dither='subtractive' does not go with codec='auto'"),
+        ({"codec": "auto", "levels": 32768}, "levels=32768 is not a whole number from 1 to 32767 for codec='auto'"),
         (
             {"codec": "ternary", "bits": 4},
             "bits=4 does not go with codec='ternary', which has one level: leave bits out",
         ),
-        ({"seed": 1}, "'seed' cannot be changed: only bits, levels, bucket_size, norm and codec can"),
+        ({"seed": 1}, "'seed' cannot be changed: only bits, levels, variance, bucket_size, norm, codec and dither can"),
         ({"norm": "l1"}, "norm='l1' is unknown: use one of 'l2', 'max'"),
-        ({"codec": "elias"}, "codec='elias' is unknown: use one of 'elias-dense', 'elias-sparse', 'packed', 'rans'"),
+        ({"codec": "elias"}, "codec='elias' is unknown: use one of 'auto', 'packed',"),
         (
             {"bucket_size": 0},
             "bucket_size=0 is not a whole number from 1 to 281474976710656 (or None: the",
@@ -184,6 +230,7 @@ def test_a_library_of_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = native.ABI_VERSION
     monkeypatch.setattr(native, "ABI_VERSION", 99)
-    with pytest.raises(QSGDError, match="has ABI version 3, this package needs 99"):
+    with pytest.raises(QSGDError, match=f"has ABI version {version}, this package needs 99"):
         native.library.__wrapped__()

@@ -59,7 +59,7 @@ def all_cases() -> list[Case]:
     coders += [("rans", s) for s in (1, 7, 127, 500, 32767)]
     coders += [("elias-dense", s) for s in (1, 7, 1805, 32767)] + [("elias-sparse", s) for s in (1, 7, 1805, 32767)]
     kinds = itertools.product(enumerate(coders), enumerate(itertools.product(ref.NORMS, ref.DTYPES)))
-    return [
+    cases = [
         {
             "input": INPUTS[(c + j) % 4],
             "n": (1, 17, 81, 700, 5121)[(c + 2 * j) % 5],
@@ -77,6 +77,7 @@ def all_cases() -> list[Case]:
         }
         for (c, (codec, levels)), (j, (norm, dtype)) in kinds
     ]
+    return cases + [{**case, "subtractive": True} for case in cases[3::7] if case["codec"] in ("packed", "ternary")]
 
 
 def arguments(case: Case) -> Case:
@@ -111,7 +112,7 @@ CASES: list[Case] = json.loads(FILE.read_text()) if FILE.exists() else []
 
 
 def test_golden_frames_are_complete() -> None:
-    assert len(CASES) == len(all_cases()) == 168
+    assert len(CASES) == len(all_cases()) == 181
     for case, expected in zip(CASES, all_cases()):
         assert {name: case[name] for name in expected} == expected
     assert sum("frame" in case for case in CASES) >= 30

@@ -114,7 +114,7 @@ def test_flush_to_zero_does_not_matter() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"codec": 0}, {"codec": 6}, {"norm": 0}, {"norm": 3}, {"dtype": 0}, {"dtype": 4}, {"flags": 2},
+        {"codec": 0}, {"codec": 6}, {"norm": 0}, {"norm": 3}, {"dtype": 0}, {"dtype": 4}, {"flags": 4},
         {"levels": 0}, {"levels": 128}, {"codec": 2, "levels": 2}, {"bucket_size": 0}, {"bucket_size": 2**48 + 1},
         {"count": 2**48 + 1},
     ],

@@ -469,7 +469,7 @@ BAD = [
     ("1", "norm", edit(ERROR, 6, b"\1")),
     ("1", "dtype", edit(GOOD, 7, b"\0")),
     ("1", "dtype", edit(GOOD, 7, b"\4")),
-    ("1", "flags", edit(GOOD, 8, b"\2")),
+    ("1", "flags", edit(GOOD, 8, b"\4")),
     ("1", "flags", edit(GOOD, 11, b"\x80")),
     ("1", "flags", edit(ERROR, 8, b"\1")),
     ("1", "reserved", edit(GOOD, 55, b"\1")),

@@ -1,10 +1,12 @@
 // The C ABI over the kernels of the instruction set in use: argument checks, threads and scratch memory.
 #include <algorithm>
+#include <cmath>
 #include <new>
 #include <system_error>
 
 #include "cpu/decode_frames.h"
 #include "cpu/encode_frame.h"
+#include "cpu/solve_levels.h"
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "frames are little-endian");
 
@@ -12,10 +14,10 @@ namespace qsgd {
 namespace {
 
 int check_spec(const qsgd_spec& s) {
-    const bool codec = is_codec(s.codec);
+    const bool codec = is_codec(s.codec) || s.codec == QSGD_CODEC_AUTO;
     const bool norm = s.norm == QSGD_NORM_MAX || s.norm == QSGD_NORM_L2;
     const bool dtype = s.dtype >= QSGD_FLOAT32 && s.dtype <= QSGD_BFLOAT16;
-    const bool flags = (s.flags & ~QSGD_FLAG_SQUARED_NORM) == 0;
+    const bool flags = flags_possible(s.flags, s.codec);
     const bool sizes = s.count <= kMaxCount && s.bucket_size >= 1 && s.bucket_size <= kMaxCount;
     if (!codec || !norm || !dtype || !flags || !sizes) return QSGD_BAD_ARGUMENT;
     return s.levels >= 1 && s.levels <= max_levels(s.codec) ? QSGD_OK : QSGD_BAD_ARGUMENT;
@@ -26,7 +28,16 @@ Layout layout_of(const qsgd_spec& spec) {
 }
 
 // The most bytes of a frame.
-uint64_t most_bytes(const qsgd_spec& spec) {
+uint64_t most_bytes(qsgd_spec spec) {
+    if (spec.codec == QSGD_CODEC_AUTO) {
+        uint64_t most = 0;
+        const uint32_t levels = spec.levels;
+        for (spec.codec = QSGD_CODEC_PACKED; spec.codec <= QSGD_CODEC_RANS; ++spec.codec) {
+            spec.levels = std::min(levels, max_levels(spec.codec));
+            if (is_codec(spec.codec)) most = std::max(most, most_bytes(spec));
+        }
+        return most;
+    }
     const Layout at = layout_of(spec);
     return has_fixed_width(spec.codec) ? at.frame_bytes
                                        : roundup16(at.payload + most_variable_bytes(spec));
@@ -71,14 +82,26 @@ int qsgd_frame_bytes(const qsgd_spec* spec, uint64_t* bytes) {
     return QSGD_OK;
 }
 
-int qsgd_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
-                uint32_t threads, uint64_t* bytes) {
+int qsgd_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity, uint32_t threads,
+                uint64_t* bytes) {
     if (!spec || !frame || !bytes || check_spec(*spec) != QSGD_OK) return QSGD_BAD_ARGUMENT;
-    if (!gradient && spec->count) return QSGD_BAD_ARGUMENT;
+    if ((!gradient && spec->count) || spec->codec == QSGD_CODEC_AUTO) return QSGD_BAD_ARGUMENT;
     if (capacity < most_bytes(*spec)) return QSGD_FRAME_TOO_SMALL;
     return guarded([&] {
         const EncodeJob job = {*spec, layout_of(*spec), gradient, static_cast<uint8_t*>(frame), false};
         *bytes = encode_frame(job, threads);
+        return QSGD_OK;
+    });
+}
+
+int qsgd_solve_levels(const qsgd_spec* spec, const void* gradient, double variance, uint32_t threads,
+                      uint32_t* levels) {
+    if (!spec || !levels || check_spec(*spec) != QSGD_OK) return QSGD_BAD_ARGUMENT;
+    if (!gradient && spec->count) return QSGD_BAD_ARGUMENT;
+    if (!(variance > 0) || !std::isfinite(variance)) return QSGD_BAD_ARGUMENT;
+    return guarded([&] {
+        const EncodeJob job = {*spec, layout_of(*spec), gradient, nullptr, false};
+        *levels = LevelSolver(job, variance, useful_threads(threads, spec->count)).solve(spec->levels);
         return QSGD_OK;
     });
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/decode_alike.h"
+#include "cpu/dither.h"
 #include "cpu/sums.h"
 
 namespace qsgd {
@@ -49,7 +50,12 @@ class BlockDecoder {
             const bool ternary = frame.header.codec == QSGD_CODEC_TERNARY;
             work_[f].sums[0] +=
                 ternary ? unpack_ternaries(frame, begin, length) : unpack_units(frame, begin, length);
-            sums_.add(frame, begin, length, codes_, ternary ? 1 : code_scale(code_bits(frame.header.levels)));
+            float scale = ternary ? 1 : code_scale(code_bits(frame.header.levels));
+            if (is_subtractive(frame.header)) {
+                undo_dither(frame.header, begin, length, codes_, scale, codes_);
+                scale = 1;
+            }
+            sums_.add(frame, begin, length, codes_, scale);
         }
         sums_.write(job_, begin, length, job_.factor);
     }

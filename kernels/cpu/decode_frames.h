@@ -47,6 +47,7 @@ inline bool all_alike(const std::vector<FrameView>& views) {
     const Header& first = views[0].header;
     for (const FrameView& view : views) {
         const Header& h = view.header;
+        if (is_subtractive(h)) return false;
         if (h.codec != first.codec || code_bits(h.levels) != code_bits(first.levels)) return false;
         if (h.bucket_size != first.bucket_size || h.bucket_size % kFewestElements != 0) return false;
     }

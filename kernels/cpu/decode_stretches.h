@@ -2,6 +2,7 @@
 // time, so that codes and sums stay in the first-level cache.
 #pragma once
 
+#include "cpu/dither.h"
 #include "cpu/elias_reader.h"
 #include "cpu/rans_decode.h"
 #include "cpu/sums.h"
@@ -48,7 +49,7 @@ class StretchDecoder {
             sums_.clear(length);
             for (uint32_t f = 0; f < job_.frame_count; ++f) {
                 read(f, stretch, units, u, begin, length);
-                sums_.add(job_.frames[f], begin, length, codes_, 1);
+                add(job_.frames[f], begin, length);
             }
             sums_.write(job_, begin, length, job_.factor);
             if (u == 0) break;
@@ -89,6 +90,12 @@ class StretchDecoder {
         }
     }
 
+    void add(const FrameView& frame, uint64_t begin, uint64_t length) {
+        if (!is_subtractive(frame.header)) return sums_.add(frame, begin, length, codes_, 1);
+        undo_dither(frame.header, begin, length, codes_, 1, dithered_);
+        sums_.add(frame, begin, length, dithered_, 1);
+    }
+
     bool finished(uint32_t f, uint64_t units) const {
         const uint8_t codec = job_.frames[f].header.codec;
         return is_elias(codec) ? !positions_[f].elias.bad
@@ -99,6 +106,7 @@ class StretchDecoder {
     ReadPosition* const positions_;
     Sums<kReadElements> sums_;
     alignas(64) int16_t codes_[kReadElements + 16];  // a vector may begin at the last
+    alignas(64) float dithered_[kReadElements + 16];
 };
 
 uint32_t decode_stretches(const DecodeJob& job, uint64_t first, uint64_t last, ReadPosition* positions) {

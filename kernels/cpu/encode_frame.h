@@ -6,37 +6,10 @@
 #include "cpu/checked.h"
 #include "cpu/encode_elias.h"
 #include "cpu/encode_rans.h"
-#include "cpu/scale.h"
+#include "cpu/scales.h"
 
 namespace qsgd {
 namespace {
-
-// Scales of large buckets, in a pass of its own that all threads share.
-inline void find_large_scales(const EncodeJob& job, uint32_t threads) {
-    const qsgd_spec& spec = job.spec;
-    const uint64_t size = spec.bucket_size < spec.count ? spec.bucket_size : spec.count;
-    const uint64_t per_bucket = ceil_div(size, kSumBlock);
-    const uint64_t last_length = spec.count - (job.at.buckets - 1) * size;
-    const uint64_t blocks = (job.at.buckets - 1) * per_bucket + ceil_div(last_length, kSumBlock);
-    std::vector<double> sums(blocks);
-    std::vector<uint32_t> largest(blocks);
-    parallel(threads, blocks, [&](uint32_t, uint64_t first, uint64_t last) {
-        kernels().sum_blocks(job, first, last, sums.data(), largest.data());
-    });
-    for (uint64_t bucket = 0; bucket < job.at.buckets; ++bucket) {
-        const uint64_t first = bucket * per_bucket;
-        const uint64_t last = bucket + 1 == job.at.buckets ? blocks : first + per_bucket;
-        Statistics all;
-        PairwiseTree tree;
-        for (uint64_t k = first; k < last; ++k) {
-            if (largest[k] > all.largest_bits) all.largest_bits = largest[k];
-            tree.add(sums[k]);
-        }
-        all.sum = tree.total();
-        const float scale = scale_of(all, spec.norm);
-        memcpy(job.frame + QSGD_HEADER_BYTES + 4 * bucket, &scale, sizeof scale);
-    }
-}
 
 inline uint64_t squared_norm_bits(const EncodeJob& job, uint32_t threads) {
     const uint64_t chunks = ceil_div(job.at.buckets, kNormChunk);
@@ -101,7 +74,7 @@ inline uint64_t encode_frame(EncodeJob job, uint32_t allowed_threads) {
     const uint64_t scales_end = QSGD_HEADER_BYTES + 4 * job.at.buckets;
     memset(job.frame + scales_end, 0, job.at.payload - scales_end);
     job.scales_ready = job.at.buckets > 0 && job.spec.bucket_size >= kLargeBucket;
-    if (job.scales_ready) find_large_scales(job, threads);
+    if (job.scales_ready) find_scales_apart(job, threads, job.frame + QSGD_HEADER_BYTES);
     const uint64_t payload_terms =
         has_fixed_width(job.spec.codec) ? encode_payload(job, threads) : encode_variable(job, threads);
     write_header(job, job.spec.flags & QSGD_FLAG_SQUARED_NORM ? squared_norm_bits(job, threads) : 0);

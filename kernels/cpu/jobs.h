@@ -26,6 +26,14 @@ struct EncodeJob {
     bool scales_ready;
 };
 
+// Some rows of a tensor, each of sixteen elements of one bucket: one of every `stride`.
+struct RowSample {
+    qsgd_spec spec;
+    const void* gradient;
+    const float *scales, *weights;  // of buckets, and of their elements in a sum; 0: they do not count
+    uint64_t rows, stride;          // all rows there are
+};
+
 // Where the encoder of a rans payload finds and leaves what.
 struct RansJob {
     const RansEncoder* encoder;
@@ -115,6 +123,9 @@ struct Kernels {
     void (*sum_blocks)(const EncodeJob& job, uint64_t first, uint64_t last, double* sums, uint32_t* largest);
     // Pairwise tree over the sums of squares of buckets [first, last).
     double (*bucket_squares)(const EncodeJob& job, uint64_t first, uint64_t last);
+    // Weighted sum of f (1 - f), f being the part beyond a whole number of levels, that rows [first, last) of
+    // a sample stand for.
+    double (*rounding_sum)(const RowSample& sample, uint64_t first, uint64_t last, float levels);
     // Decoded sum of blocks [first, last). Their terms of the frames' checksums are added to the sums in
     // `work`.
     void (*decode_blocks)(const DecodeJob& job, uint64_t first, uint64_t last, FrameWork* work);

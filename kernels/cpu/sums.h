@@ -46,9 +46,6 @@ class Sums {
     }
 
   private:
-    static Lanes::Float numbers(const float* codes) { return Lanes::load(codes); }
-    static Lanes::Float numbers(const int16_t* codes) { return Lanes::convert(Lanes::load_halves(codes)); }
-
     template <class Code>
     void add_bucket(const Code* codes, uint64_t from, uint64_t to, float step, float unrescale) {
         alignas(64) static const uint32_t kOnes[32] = {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u,

@@ -76,6 +76,10 @@ inline void unpack_ternary(const uint8_t* bytes, float* codes) {
     });
 }
 
+// Sixteen codes as numbers.
+inline Lanes::Float numbers(const float* codes) { return Lanes::load(codes); }
+inline Lanes::Float numbers(const int16_t* codes) { return Lanes::convert(Lanes::load_halves(codes)); }
+
 inline float scale_of(const FrameView& frame, uint64_t bucket) {
     float scale;
     memcpy(&scale, frame.base + QSGD_HEADER_BYTES + 4 * bucket, sizeof scale);

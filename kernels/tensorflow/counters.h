@@ -11,6 +11,7 @@ namespace qsgd_tensorflow {
 enum Counter {
     kSteps,
     kTensors,
+    kResized,
     kCoordinates,
     kBytesRaw,
     kBytesSent,

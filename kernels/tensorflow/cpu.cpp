@@ -24,9 +24,10 @@ class Encode : public TensorOp {
                     InvalidArgument("QsgdEncode takes ", kSettings, " settings"));
         const qsgd_spec spec = spec_of(gradient, context->input(1), step_of(context->input(2)));
         Tensor frame;
-        const std::string problem = encode(context, spec, gradient, frame);
+        const uint64_t last = history_.frame_bytes;
+        const std::string problem = encode(context, spec, variance_of(context->input(1)), gradient, frame);
         if (!problem.empty()) OP_REQUIRES_OK(context, error_frame(context, spec, problem, frame));
-        count(gradient, frame);
+        count(gradient, frame, last);
         context->set_output(0, frame);
         Tensor* link = nullptr;
         OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({0}), &link));
@@ -48,30 +49,35 @@ class Encode : public TensorOp {
         spec.codec = narrow<uint8_t>(set(kCodec));
         spec.norm = narrow<uint8_t>(set(kNorm));
         spec.dtype = static_cast<uint8_t>(dtype_);
+        spec.flags = narrow<uint8_t>(set(kFlags));
         const auto sizes = gradient.shape().dim_sizes();
         const std::vector<uint64_t> shape(sizes.begin(), sizes.end());
         spec.columns = qsgd_columns(shape.data(), static_cast<uint32_t>(shape.size()));
         return spec;
     }
 
+    static double variance_of(const Tensor& settings) {
+        double variance;
+        memcpy(&variance, &settings.flat<int64_t>()(kVariance), sizeof variance);
+        return variance;
+    }
+
     // Returns what went wrong, or nothing.
-    std::string encode(OpKernelContext* context, const qsgd_spec& spec, const Tensor& gradient, Tensor& frame) {
+    std::string encode(OpKernelContext* context, const qsgd_spec& spec, double variance,
+                       const Tensor& gradient, Tensor& frame) {
         uint64_t most = 0, bytes = 0;
         int status = qsgd_frame_bytes(&spec, &most);
         if (status != QSGD_OK) return qsgd_status_text(status);
         auto allocated = allocate(context, most, frame);
         if (!allocated.ok()) return std::string(allocated.message());
-        status = qsgd_encode(&spec, gradient.data(), frame.data(), most, threads_, &bytes);
+        status = qsgd_encode_next(&spec, variance, &history_, gradient.data(), frame.data(), most, threads_,
+                                  &bytes);
         if (status != QSGD_OK) return qsgd_status_text(status);
-        if (bytes != most) {  // of a variable length
+        if (bytes != most) {
             const Tensor whole = frame;
-            last_bytes_ = qsgd_padded_bytes(bytes, last_bytes_);
-            allocated = allocate(context, last_bytes_, frame);
+            allocated = allocate(context, bytes, frame);
             if (!allocated.ok()) return std::string(allocated.message());
             memcpy(frame.data(), whole.data(), bytes);
-            status = qsgd_pad(frame.data(), last_bytes_, last_bytes_);
-            if (status != QSGD_OK) return qsgd_status_text(status);
-            bytes = last_bytes_;
         }
         if (bytes / 8 > kMaxWords / size_)
             return "Horovod cannot gather " + std::to_string(bytes) +
@@ -95,14 +101,15 @@ class Encode : public TensorOp {
         return tensorflow::OkStatus();
     }
 
-    uint64_t last_bytes_ = 0;  // of the last frame of a variable length
+    qsgd_history history_ = {};
 
-    void count(const Tensor& gradient, const Tensor& frame) const {
+    void count(const Tensor& gradient, const Tensor& frame, uint64_t last) const {
         if (name_ == "#0") counters_->add(kSteps, 1);
         counters_->add(kTensors, 1);
         counters_->add(kCoordinates, static_cast<uint64_t>(gradient.NumElements()));
         counters_->add(kBytesRaw, gradient.tensor_data().size());
         counters_->add(kBytesSent, frame.tensor_data().size());
+        counters_->add(kResized, last != 0 && last != frame.tensor_data().size());
     }
 };
 

@@ -21,6 +21,7 @@ CONFIGURATIONS: list[dict[str, Any]] = [
     {"bits": 8, "bucket_size": None},
     {"levels": 5, "bucket_size": 100},
     {"levels": 1, "codec": "ternary", "norm": "l2", "bucket_size": 64},
+    {"bits": 3, "dither": "subtractive"},
 ]
 
 
@@ -47,7 +48,7 @@ def test_the_result_is_the_reference_s_to_the_last_bit(dtype: torch.dtype, trans
             frames = [
                 ref.encode(
                     values, codec=how["codec"], levels=levels, bucket_size=how["bucket_size"], norm=how["norm"],
-                    seed=k, rank=rank, tensor=place["tensor"], step=step, dtype=name,
+                    seed=k, rank=rank, tensor=place["tensor"], step=step, dtype=name, subtractive="dither" in how,
                 )
                 for rank, values in enumerate(rt.from_all_ranks(bits_of(gradient)))
             ]  # fmt: skip
