@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="the folder with MNIST's four .gz files (PyTorch only)")
     parser.add_argument("--steps", type=int, default=10, help="steps a turn (default 10)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each compression (default 3)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help='of those that the table lists, such as "qsgd 4 bits"')
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     options = parser.parse_args()
     frontend = importlib.import_module(f"benchmarks.step_{options.framework}")
@@ -39,6 +40,10 @@ def main() -> None:
     compressions["qsgd ternary"] = qsgd(codec="ternary", name="ternary")
     if trained:
         compressions["qsgd variance 0.1"] = qsgd(variance=0.1, name="variance")
+    unknown = set(options.only or ()) - set(compressions)
+    if unknown:
+        parser.error(f"--only {', '.join(unknown)}: there are {', '.join(compressions)}")
+    compressions = {name: compressions[name] for name in options.only or compressions}
     steps = {name: frontend.make_step(compression, BATCH, *trained) for name, compression in compressions.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(options.rounds):
@@ -55,11 +60,11 @@ def main() -> None:
 
 def report(medians: dict[str, float], ranks: int, as_json: bool) -> None:
     for name, median in medians.items():
-        row = {"name": name, "ranks": ranks, "seconds": round(median, 4), "of_none": median / medians["none"]}
+        row = {"name": name, "ranks": ranks, "seconds": round(median, 4), "of_first": median / next(iter(medians.values()))}
         if as_json:
             print(json.dumps(row))
         else:
-            print(f"{name:18s} {median:8.3f} s a step   {row['of_none']:5.2f} of none")
+            print(f"{name:18s} {median:8.3f} s a step   {row['of_first']:5.3f} of {next(iter(medians))}")
 
 
 if __name__ == "__main__":
