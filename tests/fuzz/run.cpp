@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/time.h>
 
 #include <chrono>
 #include <random>
@@ -152,15 +152,17 @@ int main(int argc, char** argv) {
     const uint64_t seed = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
     random_words.seed(seed);
     if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(save_input);
-    signal(SIGALRM, [](int) {
-        fprintf(stderr, "an execution takes longer than 60 seconds\n");
+    signal(SIGPROF, [](int) {
+        fprintf(stderr, "1024 executions take longer than a minute\n");
+        save_input();
         abort();
     });
+    const itimerval a_minute = {{0, 0}, {60, 0}};
     std::vector<Input> corpus = seeds();
     for (const Input& input : corpus) runs_new_code(input);
     const auto start = std::chrono::steady_clock::now();
     for (uint64_t k = 1; k <= executions; ++k) {
-        if (k % 1024 == 1) alarm(60);
+        if (k % 1024 == 1) setitimer(ITIMER_PROF, &a_minute, nullptr);  // of processor time
         Input input = mutated(corpus);
         if (runs_new_code(input) && corpus.size() < 20000) corpus.push_back(std::move(input));
         if (k % 1000000 != 0 && k != executions) continue;
