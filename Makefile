@@ -139,7 +139,7 @@ asan-test: $(ENV) asan-kernels       ## run the kernel tests under the sanitizer
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HVD_QSGD_LIBRARY=$(ASAN_LIBRARY) \
 	$(PYTHON) -m pytest -q -p no:cacheprovider --capture=sys $(SANITIZED_TESTS) $(ARGS)
 
-KERNEL_FILES = $(wildcard kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cc)
+KERNEL_FILES = $(wildcard tests/fuzz/*.cpp kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cc)
 lint: $(ENV)                         ## ruff, mypy --strict, clang-format: change nothing
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .

@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="the folder with MNIST's four .gz files (PyTorch only)")
     parser.add_argument("--steps", type=int, default=10, help="steps a turn (default 10)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each compression (default 3)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help='of those that the table lists, such as "qsgd 4 bits"')
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help='of those that the table lists, such as "qsgd 4 bits"'
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     options = parser.parse_args()
     frontend = importlib.import_module(f"benchmarks.step_{options.framework}")
@@ -59,12 +61,13 @@ def main() -> None:
 
 
 def report(medians: dict[str, float], ranks: int, as_json: bool) -> None:
+    first, longest = next(iter(medians.items()))
     for name, median in medians.items():
-        row = {"name": name, "ranks": ranks, "seconds": round(median, 4), "of_first": median / next(iter(medians.values()))}
+        row = {"name": name, "ranks": ranks, "seconds": round(median, 4), "of_first": median / longest}
         if as_json:
             print(json.dumps(row))
         else:
-            print(f"{name:18s} {median:8.3f} s a step   {row['of_first']:5.3f} of {next(iter(medians))}")
+            print(f"{name:18s} {median:8.3f} s a step   {row['of_first']:5.3f} of {first}")
 
 
 if __name__ == "__main__":

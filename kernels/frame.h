@@ -23,11 +23,11 @@ constexpr uint32_t kMagic = 0x44475351u;  // "QSGD"
 constexpr uint8_t kVersion = 1;
 constexpr uint64_t kMaxCount = 1ull << 48;
 constexpr uint64_t kMaxMessage = 1024;
-constexpr uint64_t kChecksumWord = 11;  // index of the checksum among the frame's 64-bit words
-constexpr uint64_t kUnit = 512;         // elements a packed unit: 32 rows of 16 lanes
+constexpr uint64_t kChecksumWord = 11;       // index of the checksum among the frame's 64-bit words
+constexpr uint64_t kUnit = 512;              // elements a packed unit: 32 rows of 16 lanes
 constexpr uint32_t kMostNarrowLevels = 127;  // whose codes fit a byte
 constexpr uint32_t kMostLevels = 32767;
-constexpr uint64_t kStretch = 1 << 17;       // elements that a variable-length codec is decoded by
+constexpr uint64_t kStretch = 1 << 17;  // elements that a variable-length codec is decoded by
 constexpr uint64_t kTernaryUnit = 80;   // elements a ternary unit: 5 rows of 16 lanes
 
 QSGD_HD uint64_t ceil_div(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
@@ -40,9 +40,7 @@ QSGD_HD uint32_t code_bits(uint32_t levels) {
     return bits;
 }
 
-QSGD_HD bool is_codec(uint8_t codec) {
-    return codec >= QSGD_CODEC_PACKED && codec <= QSGD_CODEC_RANS;
-}
+QSGD_HD bool is_codec(uint8_t codec) { return codec >= QSGD_CODEC_PACKED && codec <= QSGD_CODEC_RANS; }
 QSGD_HD bool is_elias(uint8_t codec) {
     return codec == QSGD_CODEC_ELIAS_DENSE || codec == QSGD_CODEC_ELIAS_SPARSE;
 }
@@ -90,8 +88,7 @@ QSGD_HD bool lengths_possible(const Header& h) {
         return h.coded_bytes >= QSGD_HEADER_BYTES && h.coded_bytes <= QSGD_HEADER_BYTES + kMaxMessage &&
                h.frame_bytes == roundup16(h.coded_bytes);
     const Layout at = layout(h.codec, h.levels, h.count, h.bucket_size);
-    if (has_fixed_width(h.codec))
-        return h.coded_bytes == at.coded_bytes && h.frame_bytes == at.frame_bytes;
+    if (has_fixed_width(h.codec)) return h.coded_bytes == at.coded_bytes && h.frame_bytes == at.frame_bytes;
     return h.coded_bytes >= at.payload && h.coded_bytes <= h.frame_bytes && h.frame_bytes % 16 == 0;
 }
 

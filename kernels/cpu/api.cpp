@@ -39,8 +39,7 @@ uint64_t most_bytes(qsgd_spec spec) {
         return most;
     }
     const Layout at = layout_of(spec);
-    return has_fixed_width(spec.codec) ? at.frame_bytes
-                                       : roundup16(at.payload + most_variable_bytes(spec));
+    return has_fixed_width(spec.codec) ? at.frame_bytes : roundup16(at.payload + most_variable_bytes(spec));
 }
 
 // Runs body() and turns what it throws into a status: nothing passes the C ABI.

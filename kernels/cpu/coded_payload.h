@@ -49,7 +49,8 @@ class RansPayload : public PayloadParts {
         const uint8_t mode = head[0];
         d.classes = head[1];
         memcpy(&d.columns, head + 4, 4);
-        if (mode > kColumnClasses || d.classes < 1 || d.classes > kRansMaxClasses || head[2] || head[3]) return false;
+        if (mode > kColumnClasses || d.classes < 1 || d.classes > kRansMaxClasses || head[2] || head[3])
+            return false;
         d.mode = static_cast<RansMode>(mode);
         return mode == kColumnClasses ? d.columns >= 16 && d.columns <= count : d.columns == 0;
     }

@@ -75,7 +75,8 @@ inline bool any_variable(const std::vector<FrameView>& views) {
 }
 
 // Decode-and-sum where some frames have a variable-length codec: their checksums come first.
-inline int decode_variable(std::vector<FrameView>& views, DecodeJob& job, uint32_t threads, uint32_t& bad_frame) {
+inline int decode_variable(std::vector<FrameView>& views, DecodeJob& job, uint32_t threads,
+                           uint32_t& bad_frame) {
     for (bad_frame = 0; bad_frame < views.size(); ++bad_frame) {
         const Header& h = views[bad_frame].header;
         if (checksum_terms(views[bad_frame].base, 0, h.frame_bytes) != h.checksum) return QSGD_BAD_CHECKSUM;

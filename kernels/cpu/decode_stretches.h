@@ -1,5 +1,5 @@
-// Decode-and-sum of stretches of frames of which some have a variable-length codec: a few units of each frame at a
-// time, so that codes and sums stay in the first-level cache.
+// Decode-and-sum of stretches of frames of which some have a variable-length codec: a few units of each frame
+// at a time, so that codes and sums stay in the first-level cache.
 #pragma once
 
 #include "cpu/dither.h"
@@ -15,7 +15,8 @@ inline void read_packed(const FrameView& frame, uint64_t begin, uint64_t length,
     const uint32_t bits = code_bits(frame.header.levels);
     for (uint64_t i = 0; i < length; ++i) {
         const uint64_t unit = (begin + i) / kUnit, row = (begin + i) % kUnit / 16, lane = i % 16;
-        const uint8_t* const word = frame.base + frame.at.payload + 64 * (bits * unit + row * bits / 32) + 4 * lane;
+        const uint8_t* const word =
+            frame.base + frame.at.payload + 64 * (bits * unit + row * bits / 32) + 4 * lane;
         const uint32_t at = static_cast<uint32_t>(row * bits % 32);
         uint32_t low, high = 0;
         memcpy(&low, word, sizeof low);

@@ -40,10 +40,11 @@ class BlockEncoder {
                                                      : packed(begin, length, whole);
     }
 
-    // Codes of elements [begin, end), the ones after the last call's, from the beginning of a unit on; zeros up
-    // to the end of the last one.
+    // Codes of elements [begin, end), the ones after the last call's, from the beginning of a unit on; zeros
+    // up to the end of the last one.
     void codes(uint64_t begin, uint64_t end, int16_t* out) {
-        const auto code_units = job_.spec.levels > kMostNarrowLevels ? wide_code_units<true> : wide_code_units<false>;
+        const auto code_units =
+            job_.spec.levels > kMostNarrowLevels ? wide_code_units<true> : wide_code_units<false>;
         for (; begin < end; begin += kBlock, out += kBlock) {
             const uint64_t length = fewer(kBlock, end - begin), whole = prepare(begin, length);
             const uint64_t unit = begin / kUnit, direct = whole / kUnit;

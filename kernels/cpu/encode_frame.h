@@ -58,7 +58,8 @@ inline uint64_t most_variable_bytes(const qsgd_spec& spec) {
     return is_elias(spec.codec) ? most_elias_bytes(spec) : most_rans_bytes(spec.count, spec.columns);
 }
 
-// Writes the payload and the zeros after it, the length of which it finds; returns their terms of the checksum.
+// Writes the payload and the zeros after it, the length of which it finds; returns their terms of the
+// checksum.
 inline uint64_t encode_variable(EncodeJob& job, uint32_t threads) {
     const uint8_t* const end =
         is_elias(job.spec.codec) ? encode_elias_payload(job, threads) : encode_rans_payload(job, threads);

@@ -17,7 +17,8 @@ inline uint64_t most_stream_bytes(uint64_t units, uint64_t streams) {
 inline uint64_t most_rans_bytes(uint64_t count, uint64_t columns) {
     if (count == 0) return 0;
     const uint64_t units = ceil_div(count, kUnit), streams = rans_all_streams(count);
-    const uint64_t head = kRansHead + kRansMaxClasses * kRansMostTable + ceil_div(units, 2) + columns + 4 * streams;
+    const uint64_t head =
+        kRansHead + kRansMaxClasses * kRansMostTable + ceil_div(units, 2) + columns + 4 * streams;
     return head + most_stream_bytes(units, streams);
 }
 
@@ -63,7 +64,8 @@ inline uint8_t* encode_rans_payload(const EncodeJob& job, uint32_t threads) {
     const std::unique_ptr<uint16_t[]> words(new uint16_t[room * threads]);
     return encode_stretches(threads, count, most, places.streams,
                             [&](uint32_t worker, uint64_t first, uint64_t last, uint8_t* out) {
-                                return kernels().encode_rans(job, rans, first, last, words.get() + room * worker, out);
+                                return kernels().encode_rans(job, rans, first, last,
+                                                             words.get() + room * worker, out);
                             });
 }
 

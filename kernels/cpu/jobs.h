@@ -105,7 +105,7 @@ struct EliasPlace {
 // What a thread knows of the stretch of a frame that it decodes.
 struct EliasPosition {
     const uint8_t* block;
-    uint64_t number;  // of the block
+    uint64_t number;            // of the block
     EliasPlace places[kReads];  // in blocks that are read in parts
     bool bad;
 };
@@ -131,16 +131,17 @@ struct Kernels {
     void (*decode_blocks)(const DecodeJob& job, uint64_t first, uint64_t last, FrameWork* work);
     // The codes of some units, each as if it were alone.
     void (*sample_codes)(const EncodeJob& job, const uint64_t* units, uint64_t count, int16_t* codes);
-    // Scales (unless ready) and streams of stretches [first, last), with room for the words of a stretch; returns the
-    // end of what was written.
+    // Scales (unless ready) and streams of stretches [first, last), with room for the words of a stretch;
+    // returns the end of what was written.
     uint8_t* (*encode_rans)(const EncodeJob& job, const RansJob& rans, uint64_t first, uint64_t last,
                             uint16_t* words, uint8_t* out);
     // The same with the blocks of Elias' strings.
     uint8_t* (*encode_elias)(const EncodeJob& job, const EliasJob& elias, uint64_t first, uint64_t last,
                              const EliasScratch& scratch, uint8_t* out);
-    // Decoded sum of stretches [first, last), with room for the positions in all frames. Returns the first frame whose
-    // payload is wrong, or frame_count.
-    uint32_t (*decode_stretches)(const DecodeJob& job, uint64_t first, uint64_t last, ReadPosition* positions);
+    // Decoded sum of stretches [first, last), with room for the positions in all frames. Returns the first
+    // frame whose payload is wrong, or frame_count.
+    uint32_t (*decode_stretches)(const DecodeJob& job, uint64_t first, uint64_t last,
+                                 ReadPosition* positions);
     uint64_t (*checksum)(const uint8_t* words, uint64_t first_word, uint64_t count);
     float (*read_sum)(const float* values, uint64_t n);
 };

@@ -22,8 +22,8 @@ float read_sum(const float* values, uint64_t n) {
     return total;
 }
 
-#define QSGD_KERNELS(name)                                                                             \
-    {name,         encode_blocks, sum_blocks,   bucket_squares,   rounding_sum, decode_blocks,         \
+#define QSGD_KERNELS(name)                                                                     \
+    {name,         encode_blocks, sum_blocks,   bucket_squares,   rounding_sum, decode_blocks, \
      sample_codes, encode_rans,   encode_elias, decode_stretches, checksum,     read_sum}
 
 }  // namespace

@@ -30,8 +30,9 @@ struct Quantizer {
         const Lanes::Int word = Lanes::in_register(Lanes::load(words));
         unroll<0, kSharing>([&](auto k) QSGD_INLINE_LAMBDA {
             const float* values = rows.values + 16 * (FirstRow + k.value);
-            __builtin_prefetch(values + kBlock);        // the next block: its scales are found first
-            if (kFetchFar) __builtin_prefetch(values + kAhead, 0, 2);  // from memory into the second-level cache
+            __builtin_prefetch(values + kBlock);  // the next block: its scales are found first
+            if (kFetchFar)
+                __builtin_prefetch(values + kAhead, 0, 2);  // from memory into the second-level cache
             const Lanes::Float x = Lanes::multiply(Lanes::load(values), inverse);
             const Lanes::Int random = k.value == 0 ? word : Lanes::multiply(word, multipliers[k.value]);
             body(Index<FirstRow + k.value>{}, Lanes::clamp(x, limit), Lanes::shift_right<8>(random));
@@ -41,21 +42,24 @@ struct Quantizer {
     // The same for body(row, T + R), if it fits 32 bits: s <= 127. The code stands in bits 24 and up.
     template <int FirstRow, bool kFetchFar = true, class Body>
     QSGD_INLINE void span(const Rows& rows, const uint32_t* words, Body&& body) const {
-        values<FirstRow, kFetchFar>(rows, words, [&](auto row, Lanes::Float x, Lanes::Int random) QSGD_INLINE_LAMBDA {
-            body(row, Lanes::add(Lanes::round(x), random));
-        });
+        values<FirstRow, kFetchFar>(rows, words,
+                                    [&](auto row, Lanes::Float x, Lanes::Int random) QSGD_INLINE_LAMBDA {
+                                        body(row, Lanes::add(Lanes::round(x), random));
+                                    });
     }
 
     // The same for body(row, code) and any s: x is taken apart, exactly, into a whole number and the rest.
     template <int FirstRow, bool kFetchFar, class Body>
     QSGD_INLINE void wide_span(const Rows& rows, const uint32_t* words, Body&& body) const {
         const Lanes::Float one = Lanes::set(1 / kFractionOne), minus_one = Lanes::set(-kFractionOne);
-        values<FirstRow, kFetchFar>(rows, words, [&](auto row, Lanes::Float x, Lanes::Int random) QSGD_INLINE_LAMBDA {
-            const Lanes::Int whole = Lanes::truncate(Lanes::multiply(x, one));
-            const Lanes::Float rest = Lanes::add(x, Lanes::multiply(Lanes::convert(whole), minus_one));
-            const Lanes::Int carry = Lanes::shift_right_signed<24>(Lanes::add(Lanes::round(rest), random));
-            body(row, Lanes::add(whole, carry));
-        });
+        values<FirstRow, kFetchFar>(
+            rows, words, [&](auto row, Lanes::Float x, Lanes::Int random) QSGD_INLINE_LAMBDA {
+                const Lanes::Int whole = Lanes::truncate(Lanes::multiply(x, one));
+                const Lanes::Float rest = Lanes::add(x, Lanes::multiply(Lanes::convert(whole), minus_one));
+                const Lanes::Int carry =
+                    Lanes::shift_right_signed<24>(Lanes::add(Lanes::round(rest), random));
+                body(row, Lanes::add(whole, carry));
+            });
     }
 };
 
@@ -169,15 +173,16 @@ void wide_code_units(Rows rows, float levels, const Random& random, uint64_t uni
         alignas(64) uint32_t words[kUnitWords];
         random.words(unit, words);
         for (int row = 0; row < 32; row += kSharing, rows = rows.from(kSharing), codes += 16 * kSharing) {
-            const auto store = [&](auto r, Lanes::Int code)
-                                   QSGD_INLINE_LAMBDA { Lanes::store_low_halves(codes + 16 * r.value, code); };
+            const auto store = [&](auto r, Lanes::Int code) QSGD_INLINE_LAMBDA {
+                Lanes::store_low_halves(codes + 16 * r.value, code);
+            };
             if constexpr (kWide)
                 quantizer.wide_span<0, false>(rows, words + 16 * (row / kSharing), store);
             else
                 quantizer.span<0, false>(rows, words + 16 * (row / kSharing),
-                                  [&](auto r, Lanes::Int code) QSGD_INLINE_LAMBDA {
-                                      store(r, Lanes::shift_right_signed<24>(code));
-                                  });
+                                         [&](auto r, Lanes::Int code) QSGD_INLINE_LAMBDA {
+                                             store(r, Lanes::shift_right_signed<24>(code));
+                                         });
         }
     }
 }

@@ -53,10 +53,11 @@ struct RansRows {
     template <class Choice>
     static __m512i classes_of(const Choice& choice, uint32_t unit, uint64_t column) {
         const __m512i columns =
-            choice.columns ? _mm512_cvtepu8_epi32(_mm_loadu_si128(
-                                 reinterpret_cast<const __m128i*>(choice.column_of + column)))
+            choice.columns ? _mm512_cvtepu8_epi32(
+                                 _mm_loadu_si128(reinterpret_cast<const __m128i*>(choice.column_of + column)))
                            : set(7);
-        const __m512i sum = _mm512_sub_epi32(_mm512_max_epu32(_mm512_add_epi32(columns, set(unit)), set(8)), set(8));
+        const __m512i sum =
+            _mm512_sub_epi32(_mm512_max_epu32(_mm512_add_epi32(columns, set(unit)), set(8)), set(8));
         return _mm512_min_epu32(sum, set(choice.classes - 1u));
     }
 
@@ -83,8 +84,9 @@ struct RansRows {
         uint16_t* out;
     };
     // A row that has escapes. By value: what a pointer has seen is kept in memory.
-    static __attribute__((noinline)) Written encode_rare_row(const RansEncoder& e, const RansUnit& unit, uint64_t column,
-                                                             const int16_t* codes, __m512i x, uint16_t* out) {
+    static __attribute__((noinline)) Written encode_rare_row(const RansEncoder& e, const RansUnit& unit,
+                                                             uint64_t column, const int16_t* codes, __m512i x,
+                                                             uint16_t* out) {
         uint8_t classes[16];
         alignas(64) uint32_t states[16];
         _mm512_store_si512(states, x);
@@ -95,7 +97,8 @@ struct RansRows {
 
     // Numbers without an interval of their own.
     static __mmask16 escapes(__m512i number, __m512i f) {
-        const __mmask16 far = _mm512_cmpgt_epu32_mask(_mm512_add_epi32(number, set(kRansTop)), set(2 * kRansTop));
+        const __mmask16 far =
+            _mm512_cmpgt_epu32_mask(_mm512_add_epi32(number, set(kRansTop)), set(2 * kRansTop));
         return far | _mm512_testn_epi32_mask(f, f);
     }
 
@@ -137,7 +140,8 @@ struct RansRows {
 
     template <int N>
     static void encode_apart(const RansEncoder& e, const RansUnit* units, RansEncodeStream* const* streams) {
-        const __m512i shifts_low = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(e.shifts)));
+        const __m512i shifts_low =
+            _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(e.shifts)));
         const __m512i shifts_high =
             _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(e.shifts + 16)));
         __m512i x[N];
@@ -194,7 +198,7 @@ struct RansRows {
         // Refills the states of `mask`.
         QSGD_INLINE void fill(__mmask16 mask) {
             const uint8_t* p = in - 2 * __builtin_popcount(mask);
- 
+
             bad |= p < begin;
             in = p < begin ? begin : p;
             const __m512i words =
@@ -207,7 +211,8 @@ struct RansRows {
     template <int N>
     static void load(const RansDecodeStream* const* streams, Reader* readers) {
         for (int n = 0; n < N; ++n)
-            readers[n] = {_mm512_load_si512(streams[n]->states), streams[n]->in, streams[n]->begin, streams[n]->bad};
+            readers[n] = {_mm512_load_si512(streams[n]->states), streams[n]->in, streams[n]->begin,
+                          streams[n]->bad};
     }
     static void store(const Reader& reader, RansDecodeStream& stream) {
         _mm512_store_si512(stream.states, reader.x);
@@ -249,7 +254,8 @@ struct RansRows {
         for (int row = kUnitRows - 1; row >= 0; --row) {
             __m512i slot[N];  // stage by stage: gathers are long, and would keep the streams from overlapping
             unroll<0, N>([&](auto k) QSGD_INLINE_LAMBDA {
-                slot[k.value] = gather(_mm512_and_si512(readers[k.value].x, set(kRansOne - 1)), slots[k.value]);
+                slot[k.value] =
+                    gather(_mm512_and_si512(readers[k.value].x, set(kRansOne - 1)), slots[k.value]);
             });
             unroll<0, N>([&](auto k) QSGD_INLINE_LAMBDA {
                 Reader& reader = readers[k.value];
@@ -257,7 +263,8 @@ struct RansRows {
                 least = _mm512_min_epi32(least, symbol);
                 store_codes(units[k.value].codes + 16 * row, symbol);
             });
-            unroll<0, N>([&](auto k) QSGD_INLINE_LAMBDA { readers[k.value].fill(low_states(readers[k.value].x)); });
+            unroll<0, N>([&](auto k)
+                             QSGD_INLINE_LAMBDA { readers[k.value].fill(low_states(readers[k.value].x)); });
         }
         if (_mm512_cmplt_epi32_mask(least, set(-kRansTop))) return false;
         for (int n = 0; n < N; ++n) store(readers[n], *streams[n]);
@@ -266,7 +273,8 @@ struct RansRows {
 
     template <int N>
     static void decode_apart(const RansDecoder& d, const RansUnit* units, RansDecodeStream* const* streams) {
-        const __m512i shifts_low = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.shifts)));
+        const __m512i shifts_low =
+            _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.shifts)));
         const __m512i shifts_high =
             _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(d.shifts + 16)));
         Reader readers[N];
@@ -285,7 +293,8 @@ struct RansRows {
                                                     _mm512_and_si512(before, set(kRansOne - 1)));
                 __m512i code = pop_symbol(reader.x, gather(at, d.slots));
                 if (__builtin_expect(_mm512_cmplt_epi32_mask(code, set(-kRansTop)), 0)) {
-                    reader = decode_rare_row(d, units[n], from, {before, reader.in, reader.begin, reader.bad}, codes);
+                    reader = decode_rare_row(d, units[n], from, {before, reader.in, reader.begin, reader.bad},
+                                             codes);
                     return;
                 }
                 reader.fill(low_states(reader.x));

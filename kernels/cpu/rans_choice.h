@@ -1,4 +1,5 @@
-// Which class a unit gets (docs/wire_format.md, section 11): whole numbers alone, the same for every processor.
+// Which class a unit gets (docs/wire_format.md, section 11): whole numbers alone, the same for every
+// processor.
 #pragma once
 
 #include "cpu/rans_tables.h"

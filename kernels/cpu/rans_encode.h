@@ -60,7 +60,7 @@ class StretchEncoder {
     // Units [unit, unit + count) of the tensor.
     void encode_group(uint64_t unit, uint64_t count, uint64_t streams) {
         const uint64_t begin = unit * kUnit, end = begin + count * kUnit;
- 
+
         quantizer_.codes(begin, end < job_.spec.count ? end : job_.spec.count, codes_);
         classify(unit, count);
         for (uint64_t k = 0; k < count; k += streams)
@@ -82,8 +82,8 @@ class StretchEncoder {
         for (uint64_t k = 0; k < count; ++k) {
             const uint64_t begin = (unit + k) * kUnit, left = job_.spec.count - begin;
             const Magnitudes magnitudes(codes_ + kUnit * k);
-            bytes_[k] =
-                static_cast<uint8_t>(choose_unit_byte(e.choice, magnitudes.sum, begin, left < kUnit ? left : kUnit));
+            bytes_[k] = static_cast<uint8_t>(
+                choose_unit_byte(e.choice, magnitudes.sum, begin, left < kUnit ? left : kUnit));
             plain_[k] = magnitudes.largest <= e.plain[rans_class(bytes_[k], e.choice.classes)];
         }
         bytes_[count] = 0;
@@ -100,8 +100,8 @@ class StretchEncoder {
         const uint32_t columns = rans_.encoder->choice.columns;
         for (uint64_t k = first; k < last; ++k) {
             if (bytes_[k] == 0) continue;
-            units[count] = {codes_ + kUnit * k, bytes_[k], columns ? (unit + k) * kUnit % columns : 0, plain_[k] != 0,
-                            later(unit + k)};
+            units[count] = {codes_ + kUnit * k, bytes_[k], columns ? (unit + k) * kUnit % columns : 0,
+                            plain_[k] != 0, later(unit + k)};
             streams[count++] = &streams_[k - first];
         }
         if (count == kRansStreams) return RansRows::encode<kRansStreams>(*rans_.encoder, units, streams);
@@ -128,8 +128,8 @@ class StretchEncoder {
 };
 
 // Stretches [first, last), one after the other, to `out`; returns their end.
-uint8_t* encode_rans(const EncodeJob& job, const RansJob& rans, uint64_t first, uint64_t last, uint16_t* words,
-                     uint8_t* out) {
+uint8_t* encode_rans(const EncodeJob& job, const RansJob& rans, uint64_t first, uint64_t last,
+                     uint16_t* words, uint8_t* out) {
     StretchEncoder encoder(job, rans, first, words);
     for (uint64_t stretch = first; stretch < last; ++stretch) out = encoder.encode(stretch, out);
     return out;

@@ -29,7 +29,8 @@ struct Sample {
         }
         kernels().sample_codes(job, units.data(), size, codes.data());
         for (uint64_t k = 0; k < size; ++k)
-            for (uint64_t i = 0; i < kUnit; ++i) sums[k] += static_cast<uint64_t>(std::abs(codes[kUnit * k + i]));
+            for (uint64_t i = 0; i < kUnit; ++i)
+                sums[k] += static_cast<uint64_t>(std::abs(codes[kUnit * k + i]));
     }
     bool complete() const { return units.size() == all_units; }
 };
@@ -61,7 +62,8 @@ struct Counts {
 
 inline uint64_t rounded(uint64_t part, uint64_t whole) { return (2 * part + whole) / (2 * whole); }
 
-// The table for what was counted in a sample, or in all there is: then what does not occur needs no frequency.
+// The table for what was counted in a sample, or in all there is: then what does not occur needs no
+// frequency.
 inline RansTable table_of(const Counts& counts, int levels, bool complete) {
     RansTable t = {};
     if (counts.elements == 0) {
@@ -71,7 +73,8 @@ inline RansTable table_of(const Counts& counts, int levels, bool complete) {
     t.shift = counts.shift;
     int seen = kRansTop;
     while (seen > 0 && counts.of[seen] == 0) --seen;
-    const int largest = counts.number(levels), most = complete ? seen : std::min({seen + 1, kRansTop, largest});
+    const int largest = counts.number(levels),
+              most = complete ? seen : std::min({seen + 1, kRansTop, largest});
     const auto share = [&](uint64_t count, uint64_t each, bool possible) {
         const uint64_t f = rounded(count * kRansOne, each * counts.elements);
         return static_cast<uint16_t>(f == 0 && possible ? 1 : f);
@@ -156,7 +159,8 @@ class ModelBuilder {
     }
 
     bool columns_known() const {
-        return spec_.columns >= 16 && spec_.count / 64 >= spec_.columns && sample_.codes.size() / 16 >= spec_.columns;
+        return spec_.columns >= 16 && spec_.count / 64 >= spec_.columns &&
+               sample_.codes.size() / 16 >= spec_.columns;
     }
 
     RansModel column_classes() const {
@@ -187,7 +191,8 @@ class ModelBuilder {
         uint64_t all = 0, elements = 0;
         for (uint64_t k = 0; k < sample_.units.size(); ++k) {
             const uint64_t begin = sample_.units[k] * kUnit, end = std::min(begin + kUnit, spec_.count);
-            for (uint64_t i = begin, c = begin % spec_.columns; i < end; ++i, c = c + 1 < spec_.columns ? c + 1 : 0) {
+            for (uint64_t i = begin, c = begin % spec_.columns; i < end;
+                 ++i, c = c + 1 < spec_.columns ? c + 1 : 0) {
                 sums[c] += static_cast<uint64_t>(std::abs(sample_.codes[kUnit * k + i - begin]));
                 ++counts[c];
             }
@@ -235,7 +240,9 @@ class ModelBuilder {
         model.choice.classes = static_cast<uint8_t>(classes);
         for (uint32_t c = classes; c-- > 0;) {
             const bool unseen = counts[c].elements == 0 && c + 1 < classes && !sample_.complete();
-            model.tables[c] = unseen ? model.tables[c + 1] : table_of(counts[c], static_cast<int>(spec_.levels), sample_.complete());
+            model.tables[c] = unseen
+                                  ? model.tables[c + 1]
+                                  : table_of(counts[c], static_cast<int>(spec_.levels), sample_.complete());
             model.cost += cost_of(counts[c], model.tables[c]);
         }
         const uint64_t head = 256 * 8 * (model.head_bytes(spec_.count) - 4 * rans_all_streams(spec_.count));

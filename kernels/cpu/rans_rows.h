@@ -1,5 +1,5 @@
-// Rows of sixteen codes through sixteen range-ANS states, one after the other: for any processor, and for the rare rows that
-// vectors do not do (docs/wire_format.md, section 6).
+// Rows of sixteen codes through sixteen range-ANS states, one after the other: for any processor, and for the
+// rare rows that vectors do not do (docs/wire_format.md, section 6).
 #pragma once
 
 #include "cpu/rans_tables.h"
@@ -17,7 +17,8 @@ inline void row_classes(const Tables& t, uint32_t unit, uint64_t column, uint8_t
 
 constexpr int kUnitRows = 32;
 
-// The column of the next row's first element, of the one before, and of the last one in the unit; 0 without columns.
+// The column of the next row's first element, of the one before, and of the last one in the unit; 0 without
+// columns.
 inline uint64_t next_column(uint64_t column, uint32_t columns) {
     return column + 16 < columns ? column + 16 : columns ? column + 16 - columns : 0;
 }
@@ -49,8 +50,8 @@ struct RowWriter {
     }
 };
 
-inline uint16_t* encode_row(const RansEncoder& e, const uint8_t* classes, const int16_t* codes, uint32_t* states,
-                            uint16_t* out) {
+inline uint16_t* encode_row(const RansEncoder& e, const uint8_t* classes, const int16_t* codes,
+                            uint32_t* states, uint16_t* out) {
     RowWriter writer{states, out};
     const uint32_t* intervals[16];
     int32_t low[16];  // -1: escaped
@@ -71,7 +72,8 @@ inline uint16_t* encode_row(const RansEncoder& e, const uint8_t* classes, const 
         if (half == 0) break;
     }
     for (int l = 0; l < 16; ++l)
-        if (low[l] >= 0 && e.shifts[classes[l]]) writer.push(l, static_cast<uint32_t>(low[l]), e.shifts[classes[l]]);
+        if (low[l] >= 0 && e.shifts[classes[l]])
+            writer.push(l, static_cast<uint32_t>(low[l]), e.shifts[classes[l]]);
     for (int l = 0; l < 16; ++l) writer.push_symbol(l, *intervals[l]);
     return writer.out;
 }
@@ -98,7 +100,8 @@ struct RowReader {
     }
 };
 
-inline void decode_row(const RansDecoder& d, const uint8_t* classes, RansDecodeStream& stream, int16_t* codes) {
+inline void decode_row(const RansDecoder& d, const uint8_t* classes, RansDecodeStream& stream,
+                       int16_t* codes) {
     RowReader reader{stream};
     int32_t symbols[16];
     uint32_t escaped = 0, low = 0;
@@ -115,8 +118,8 @@ inline void decode_row(const RansDecoder& d, const uint8_t* classes, RansDecodeS
     reader.fill(0xFFFF);
     for (int l = 0; l < 16; ++l) {
         const uint32_t shift = low >> l & 1 ? d.shifts[classes[l]] : 0;
-        codes[l] = static_cast<int16_t>(symbols[l] * (1 << shift) + static_cast<int32_t>(reader.pop(l, shift)) -
-                                        (1 << shift >> 1));
+        codes[l] = static_cast<int16_t>(symbols[l] * (1 << shift) +
+                                        static_cast<int32_t>(reader.pop(l, shift)) - (1 << shift >> 1));
     }
     reader.fill(low);
     if (!escaped) return;

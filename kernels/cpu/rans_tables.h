@@ -29,8 +29,9 @@ struct RansDecoder {
     uint32_t columns;
     uint8_t shifts[kRansMaxClasses];
     const uint8_t* column_of;  // as above
-    const uint32_t* slots;     // of each class: frequency, from bit 11 on the place in the interval, from 27 on the symbol
-    const uint8_t* units;      // four bits each
+    const uint32_t*
+        slots;  // of each class: frequency, from bit 11 on the place in the interval, from 27 on the symbol
+    const uint8_t* units;  // four bits each
 };
 
 QSGD_HD uint32_t unit_byte(const RansDecoder& d, uint64_t unit) {
@@ -45,7 +46,8 @@ QSGD_HD void fill_encoder(RansEncoder& e, const RansTable* tables) {
         for (uint32_t symbol = 0, start = 0; symbol < kRansSymbols; ++symbol) {
             const uint32_t f = rans_frequency(tables[c], symbol), at = c * kRansSymbols + symbol;
             e.intervals[at] = start << 16 | f;
-            // Less than the reciprocal by more than three roundings: quotients come out right or one too small.
+            // Less than the reciprocal by more than three roundings: quotients come out right or one too
+            // small.
             e.reciprocals[at] = f ? (1 - 0x1p-22f) / static_cast<float>(f) : 0;
             start += f;
         }

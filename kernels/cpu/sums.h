@@ -1,4 +1,5 @@
-// Adding up the values of frames' codes, and writing the sum as the result's dtype (docs/wire_format.md, section 10).
+// Adding up the values of frames' codes, and writing the sum as the result's dtype (docs/wire_format.md,
+// section 10).
 #pragma once
 
 #include "cpu/elements.h"
@@ -14,7 +15,8 @@ class Sums {
     float* data() { return sum_; }
     void clear(uint64_t length) { memset(sum_, 0, ceil_div(length, 16) * 16 * sizeof *sum_); }
 
-    // Adds the values of a frame's elements [begin, begin + length), whose codes were multiplied by 1 / code_scale.
+    // Adds the values of a frame's elements [begin, begin + length), whose codes were multiplied by 1 /
+    // code_scale.
     template <class Code>
     void add(const FrameView& frame, uint64_t begin, uint64_t length, const Code* codes, float code_scale) {
         const uint64_t size = frame.header.bucket_size;

@@ -1,5 +1,5 @@
-// Fuzz target for every decoder: bytes as frames, as they come and with a checksum made right, in buffers that end where
-// the sanitizer looks. libFuzzer's interface; run.cpp drives it where there is no libFuzzer.
+// Fuzz target for every decoder: bytes as frames, as they come and with a checksum made right, in buffers
+// that end where the sanitizer looks. libFuzzer's interface; run.cpp drives it where there is no libFuzzer.
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -51,7 +51,8 @@ void decode(const uint8_t* frames, size_t size, uint32_t count) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (size == 0) return 0;
-    const uint8_t how = data[0];  // bit 0: a right checksum, 1: two frames of one rank after the other, 2: an odd address
+    const uint8_t how =
+        data[0];  // bit 0: a right checksum, 1: two frames of one rank after the other, 2: an odd address
     const Exact frame(data + 1, size - 1, how >> 2 & 1);
     if (how & 1) seal(frame.data, size - 1);
     uint64_t bytes = 0;

@@ -1,5 +1,6 @@
-// A small coverage-guided fuzzer for compilers without libFuzzer: run [executions] [seed]. It mutates frames of every codec
-// and keeps inputs that reach branches that none reached before (GCC: -fsanitize-coverage=trace-pc).
+// A small coverage-guided fuzzer for compilers without libFuzzer: run [executions] [seed]. It mutates frames
+// of every codec and keeps inputs that reach branches that none reached before (GCC:
+// -fsanitize-coverage=trace-pc).
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -45,9 +46,11 @@ bool runs_new_code(const Input& input) {
     return new_code;
 }
 
-Input seed_of(uint8_t codec, uint32_t levels, uint64_t count, uint64_t bucket, uint32_t columns, uint8_t dtype) {
+Input seed_of(uint8_t codec, uint32_t levels, uint64_t count, uint64_t bucket, uint32_t columns,
+              uint8_t dtype) {
     qsgd_spec spec = {};
-    spec.count = count, spec.bucket_size = bucket, spec.levels = levels, spec.codec = codec, spec.dtype = dtype;
+    spec.count = count, spec.bucket_size = bucket, spec.levels = levels, spec.codec = codec,
+    spec.dtype = dtype;
     spec.norm = QSGD_NORM_MAX, spec.columns = columns, spec.seed = count;
     std::vector<float> values(count + 1);
     for (float& value : values) {
@@ -88,7 +91,8 @@ std::vector<Input> seeds() {
 }
 
 void set_word(Input& input) {
-    constexpr uint64_t kWords[] = {0, 1, 2, 7, 15, 16, 31, 32, 255, 511, 512, 513, 65535, 1ull << 31, 1ull << 32, 1ull << 48, ~0ull};
+    constexpr uint64_t kWords[] = {0,   1,   2,   7,     15,         16,         31,         32,   255,
+                                   511, 512, 513, 65535, 1ull << 31, 1ull << 32, 1ull << 48, ~0ull};
     const size_t width = size_t{1} << below(4);
     if (input.size() < width) return;
     uint64_t word = below(2) ? kWords[below(sizeof kWords / sizeof *kWords)] : random_words();
@@ -133,7 +137,8 @@ Input mutated(const std::vector<Input>& corpus) {
                 if (input.size() < kMostBytes) input.insert(input.end(), 16 * below(9), 0);
         }
     }
-    if (!input.empty()) input[0] = static_cast<uint8_t>(below(8) | (below(8) != 0));  // a right checksum, mostly
+    if (!input.empty())
+        input[0] = static_cast<uint8_t>(below(8) | (below(8) != 0));  // a right checksum, mostly
     return input;
 }
 
@@ -166,7 +171,8 @@ int main(int argc, char** argv) {
         Input input = mutated(corpus);
         if (runs_new_code(input) && corpus.size() < 20000) corpus.push_back(std::move(input));
         if (k % 1000000 != 0 && k != executions) continue;
-        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        const double seconds =
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         printf("%s, seed %llu: %llu executions, %zu inputs kept, %.0f a second, nothing found\n", qsgd_isa(),
                static_cast<unsigned long long>(seed), static_cast<unsigned long long>(k), corpus.size(),
                static_cast<double>(k) / seconds);
