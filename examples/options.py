@@ -34,7 +34,7 @@ def parse_options(description: str | None) -> argparse.Namespace:
     qsgd.add_argument("--norm", choices=("max", "l2"), default=OMIT, help="what the scale is (default: max)")
     qsgd.add_argument(
         "--codec",
-        choices=("packed", "ternary", "rans", "auto"),
+        choices=("packed", "ternary", "elias-dense", "elias-sparse", "rans", "auto"),
         default=OMIT,
         help="how codes become bytes (default: packed)",
     )

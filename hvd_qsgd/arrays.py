@@ -42,8 +42,8 @@ def encode(
         variance: instead, as many levels as bring this relative variance E||Q(v) - v||^2 / ||v||^2, or all there are.
         bucket_size: elements a scale, or ``None`` for the whole array. Default 512; with ``variance`` None.
         norm: ``"max"`` or ``"l2"``. Default "max"; with ``variance`` "l2".
-        codec: ``"packed"``, ``"ternary"``, ``"elias-dense"``, ``"elias-sparse"``, ``"rans"`` or ``"auto"``, the one
-            with the shortest frame. Default "packed"; with ``variance`` "auto".
+        codec: ``"packed"``, ``"ternary"``, ``"elias-dense"``, ``"elias-sparse"``, ``"rans"`` or ``"auto"``, the one of
+            these with the shortest frame. Default "packed"; with ``variance`` "auto".
         dither: ``"nonsubtractive"``, or, with a fixed width, ``"subtractive"``: decoders subtract the random numbers.
         seed, rank, tensor, step: what the random rounding depends on, besides the element's position.
         squared_norm: put the squared l2 norm into the header.

@@ -42,8 +42,9 @@ class Quantization:
         levels: s; a code is an integer in [-s, s]. None: as many as ``variance`` asks for.
         bucket_size: elements that share one scale; ``None``: one scale for the whole tensor.
         norm: ``"max"`` or ``"l2"``, what the scale is (QSGD, Alistarh et al. 2017, section 4 and section 3.1).
-        codec: how codes become bytes: ``"packed"`` (fixed width), ``"ternary"`` (s = 1 at 1.6 bits), ``"rans"`` (near
-            their entropy), or ``"auto"``: the one of these that makes a tensor's frames shortest.
+        codec: how codes become bytes: ``"packed"`` (fixed width), ``"ternary"`` (s = 1 at 1.6 bits), ``"elias-dense"``,
+            ``"elias-sparse"`` (QSGD's theorems 3.3 and 3.2), ``"rans"`` (near their entropy), or ``"auto"``: the one of
+            these that makes a tensor's frames shortest.
         variance: relative variance E||Q(v) - v||^2 / ||v||^2 of each tensor in each step (QSGD, theorem 3.1), or None.
         dither: ``"nonsubtractive"`` (QSGD's random rounding), or ``"subtractive"``: decoders subtract the random
             numbers again, so that the error does not depend on the value (L. Schuchman, "Dither signals and their

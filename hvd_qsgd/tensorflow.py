@@ -56,14 +56,15 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
     Args:
         bits: b = 2..8 bits a value: 2^(b-1) - 1 levels on either side of zero. Default 4.
-        levels: the levels instead: 1..127, or 1..32767 with codec "rans" or "auto".
+        levels: the levels instead: 1..127, or 1..32767 with codecs of variable length.
         variance: w > 0: as many levels instead, for each tensor in each step, as bring the relative variance
             E||Q(v) - v||^2 / ||v||^2 = w, or the next lower one that whole numbers of levels allow; if the codec has
             fewer levels, all it has.
         bucket_size: elements that share a scale (float32), or None: one a tensor. Default 512; with variance None.
         norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm). Default "max"; with variance "l2".
-        codec: "packed" (fixed width), "ternary" (levels=1 in 1.6 bits), "rans" (near the codes' entropy) or "auto": for
-            each tensor the one whose frames are shortest. Default "packed"; with variance "auto".
+        codec: "packed" (fixed width), "ternary" (levels=1 in 1.6 bits), "elias-dense" or "elias-sparse" (QSGD's own
+            codes, of variable length), "rans" (near the codes' entropy) or "auto": for each tensor the one whose frames
+            are shortest. Default "packed"; with variance "auto".
         dither: "nonsubtractive"; or "subtractive", with codec "packed" or "ternary": receivers subtract the random
             numbers that were added before rounding. About half of the variance for the same bits, for zeros as well.
         min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.

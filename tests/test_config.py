@@ -116,7 +116,7 @@ def test_whether_frames_are_equally_long(how: dict[str, Any], fixed: bool) -> No
         ),
         ({"seed": 1}, "'seed' cannot be changed: only bits, levels, variance, bucket_size, norm, codec and dither can"),
         ({"norm": "l1"}, "norm='l1' is unknown: use one of 'l2', 'max'"),
-        ({"codec": "elias"}, "codec='elias' is unknown: use one of 'auto', 'packed',"),
+        ({"codec": "elias"}, "codec='elias' is unknown: use one of 'auto', 'elias-dense', 'elias-sparse',"),
         (
             {"bucket_size": 0},
             "bucket_size=0 is not a whole number from 1 to 281474976710656 (or None: the",

@@ -145,13 +145,13 @@ def test_padded_sizes_stay_put() -> None:
     for size in (96, 1000, 12_345, 10**6, 10**9):
         last, changes = 0, 0
         for needed in (16 * (size * rng.uniform(0.99, 1.01, 200) / 16).astype(int)).tolist():
-            padded = native.padded_bytes(needed, last)
+            padded = native.library().qsgd_padded_bytes(needed, last)
             assert needed <= padded <= 1.2 * needed + 16
             assert padded % 16 == 0
             changes += padded != last
             last = padded
         assert changes <= 2
-        assert native.padded_bytes(size // 2 // 16 * 16, last) < last
+        assert native.library().qsgd_padded_bytes(size // 2 // 16 * 16, last) < last
 
 
 # ---- payloads that no encoder writes ----

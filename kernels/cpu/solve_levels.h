@@ -104,7 +104,8 @@ class LevelSolver {
     }
 
     // Between levels that are too few and `high`, which are enough or more than allowed; begins with `guess`.
-    // False position on 1 / sqrt(variance), which is about proportional to the levels.
+    // False position on 1 / sqrt(variance), a power between 1/2 and 1 of the levels; 2/3 until both sides are
+    // known.
     Found search(const RowSample& sample, uint32_t high, uint32_t guess) const {
         const double target = 1 / std::sqrt(wanted_);
         double below = -target, above = 0;  // how far the ends of the interval are from it
@@ -126,10 +127,11 @@ class LevelSolver {
             if (side == (enough ? 1u : 2u))
                 (enough ? below : above) /= 2;  // "Illinois": or one end may stay for ever
             side = enough ? 1 : 2;
+            const double ratio = (target + here) / target, jump = std::sqrt(ratio) * ratio;
             const double next =
-                above > 0 ? low + (high - low) * below / (below - above) : levels * target / (target + here);
+                low > 0 && above > 0 ? low + (high - low) * below / (below - above) : levels / jump;
             const double limited = std::min(std::max(next + 0.5, low + 1.0), high - 1.0);
-            levels = tries % 4 ? static_cast<uint32_t>(limited) : low + (high - low) / 2;
+            levels = tries % 8 ? static_cast<uint32_t>(limited) : low + (high - low) / 2;
         }
     }
 
