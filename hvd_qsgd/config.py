@@ -91,7 +91,8 @@ class Quantization:
             raise QSGDError(f"dither={dither!r} is unknown: use one of {_names(DITHERS)}")
         if dither == "subtractive" and (codec == AUTO or CODECS[codec].variable):
             raise QSGDError(
-                f"dither='subtractive' does not go with codec={codec!r}: use 'packed' or 'ternary', or leave dither out"
+                f"dither='subtractive' does not go with codec={codec!r}: use 'packed' or 'ternary', or "
+                "dither='nonsubtractive'"
             )
         if bucket_size is not None:
             bucket_size = whole_number("bucket_size", bucket_size, 1, MAX_BUCKET_SIZE, " (or None: the whole tensor)")
@@ -164,9 +165,13 @@ def _check_given_once(**quality: Any) -> None:
 
 
 def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+    try:
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else 0.0
+    except OverflowError:  # of a whole number beyond float64
+        number = math.inf
+    if not 0 < number < math.inf:
         raise QSGDError(f"{name}={value!r} is not a positive number, such as 0.1")
-    return float(value)
+    return number
 
 
 def _most_levels(codec: str) -> int:

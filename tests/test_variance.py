@@ -96,6 +96,15 @@ def test_heavy_tails_need_all_of_the_gradient() -> None:
         assert_met(array, variance, None, "l2")
 
 
+def test_elements_that_a_sample_misses_count() -> None:
+    """A few rows of an embedding, wherever they lie, among zeros or next to nothing."""
+    for place, background in itertools.product((0, 999, 4321, 9999), (0.0, 1e-5)):
+        values = np.full((10_000, 64), background, np.float32)
+        values[place] = np.random.default_rng(place).standard_normal(64)
+        assert_met(values.ravel(), 0.1, None, "l2")
+        assert_met(values.ravel(), 0.01, 512, "max")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes_and_alignment(dtype: str) -> None:
     array = make_input("patchwork", 50_001, dtype)
