@@ -119,7 +119,8 @@ class LevelSolver {
         double sum = 0, differences = 0;  // of neighbours: what is systematic does not count as an error
         for (uint64_t k = 0; k < sums.size(); ++k) {
             sum += sums[k];
-            if (k % 2) differences += (sums[k] - sums[k - 1]) * (sums[k] - sums[k - 1]);
+            if (k % 2 || (k > 0 && k + 1 == sums.size()))
+                differences += (sums[k] - sums[k - 1]) * (sums[k] - sums[k - 1]);
         }
         const double unit = 1.0 / (static_cast<double>(levels) * levels);
         const double left_out = 1 - 1 / static_cast<double>(sample.stride);
