@@ -60,7 +60,6 @@ class StretchEncoder {
     // Units [unit, unit + count) of the tensor.
     void encode_group(uint64_t unit, uint64_t count, uint64_t streams) {
         const uint64_t begin = unit * kUnit, end = begin + count * kUnit;
-
         quantizer_.codes(begin, end < job_.spec.count ? end : job_.spec.count, codes_);
         classify(unit, count);
         for (uint64_t k = 0; k < count; k += streams)
