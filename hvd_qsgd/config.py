@@ -166,7 +166,7 @@ def _check_given_once(**quality: Any) -> None:
 
 def _positive(name: str, value: Any) -> float:
     try:
-        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else 0.0
+        number = 0.0 if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
     except OverflowError:  # of a whole number beyond float64
         number = math.inf
     if not 0 < number < math.inf:
