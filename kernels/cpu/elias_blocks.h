@@ -17,7 +17,7 @@ uint8_t* encode_elias(const EncodeJob& job, const EliasJob& elias, uint64_t firs
     uint8_t* length = elias.lengths + 2 * (first * kStretch / elias.block);
     for (uint64_t begin = first * kStretch; begin < end && begin < job.spec.count; begin += piece) {
         const uint64_t left = job.spec.count - begin, elements = left < piece ? left : piece;
-        quantizer.codes(begin, begin + elements, scratch.codes);
+        quantizer.codes<true>(begin, begin + elements, scratch.codes);
         for (uint64_t at = 0; at < elements; at += elias.block, length += 2) {
             const uint64_t own = elements - at < elias.block ? elements - at : elias.block;
             const uint64_t bytes = encode_block(scratch.codes + at, own, scratch.block);

@@ -41,10 +41,12 @@ class BlockEncoder {
     }
 
     // Codes of elements [begin, end), the ones after the last call's, from the beginning of a unit on; zeros
-    // up to the end of the last one.
+    // up to the end of the last one. With kFetchFar the values that come later are fetched from memory
+    // meanwhile; otherwise whoever codes these does that.
+    template <bool kFetchFar>
     void codes(uint64_t begin, uint64_t end, int16_t* out) {
-        const auto code_units =
-            job_.spec.levels > kMostNarrowLevels ? wide_code_units<true> : wide_code_units<false>;
+        const auto code_units = job_.spec.levels > kMostNarrowLevels ? wide_code_units<true, kFetchFar>
+                                                                     : wide_code_units<false, kFetchFar>;
         for (; begin < end; begin += kBlock, out += kBlock) {
             const uint64_t length = fewer(kBlock, end - begin), whole = prepare(begin, length);
             const uint64_t unit = begin / kUnit, direct = whole / kUnit;

@@ -164,8 +164,8 @@ inline void code_units(Rows rows, const Random& random, uint64_t unit, uint64_t 
     }
 }
 
-// The same as 16-bit numbers, for any levels. Whoever codes them fetches the values from memory.
-template <bool kWide>
+// The same as 16-bit numbers, for any levels.
+template <bool kWide, bool kFetchFar>
 void wide_code_units(Rows rows, float levels, const Random& random, uint64_t unit, uint64_t units,
                      int16_t* codes) {
     const Quantizer quantizer(levels);
@@ -177,12 +177,12 @@ void wide_code_units(Rows rows, float levels, const Random& random, uint64_t uni
                 Lanes::store_low_halves(codes + 16 * r.value, code);
             };
             if constexpr (kWide)
-                quantizer.wide_span<0, false>(rows, words + 16 * (row / kSharing), store);
+                quantizer.wide_span<0, kFetchFar>(rows, words + 16 * (row / kSharing), store);
             else
-                quantizer.span<0, false>(rows, words + 16 * (row / kSharing),
-                                         [&](auto r, Lanes::Int code) QSGD_INLINE_LAMBDA {
-                                             store(r, Lanes::shift_right_signed<24>(code));
-                                         });
+                quantizer.span<0, kFetchFar>(rows, words + 16 * (row / kSharing),
+                                             [&](auto r, Lanes::Int code) QSGD_INLINE_LAMBDA {
+                                                 store(r, Lanes::shift_right_signed<24>(code));
+                                             });
         }
     }
 }

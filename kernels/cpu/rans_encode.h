@@ -27,7 +27,7 @@ void sample_codes(const EncodeJob& job, const uint64_t* units, uint64_t count, i
     for (uint64_t k = 0; k < count; ++k) {
         const uint64_t begin = units[k] * kUnit, left = job.spec.count - begin;
         quantizer.start(begin);
-        quantizer.codes(begin, begin + (left < kUnit ? left : kUnit), codes + kUnit * k);
+        quantizer.codes<false>(begin, begin + (left < kUnit ? left : kUnit), codes + kUnit * k);
     }
 }
 
@@ -60,7 +60,7 @@ class StretchEncoder {
     // Units [unit, unit + count) of the tensor.
     void encode_group(uint64_t unit, uint64_t count, uint64_t streams) {
         const uint64_t begin = unit * kUnit, end = begin + count * kUnit;
-        quantizer_.codes(begin, end < job_.spec.count ? end : job_.spec.count, codes_);
+        quantizer_.codes<false>(begin, end < job_.spec.count ? end : job_.spec.count, codes_);
         classify(unit, count);
         for (uint64_t k = 0; k < count; k += streams)
             encode_row_of_streams(unit, k, k + streams < count ? k + streams : count);
