@@ -1,6 +1,7 @@
 #if defined(__x86_64__)
 #include "cpu/avx2.h"
-#include "cpu/rans_units.h"
+#include "cpu/rans_avx2.h"
+#include "cpu/rans_vectors.h"
 //
 #include "cpu/kernels.inc.h"
 

@@ -8,6 +8,7 @@
 
 #include "cpu/avx512.h"
 #include "cpu/rans_avx512.h"
+#include "cpu/rans_vectors.h"
 //
 #include "cpu/kernels.inc.h"
 
