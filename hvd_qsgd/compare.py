@@ -15,7 +15,7 @@ from hvd_qsgd.errors import QSGDError
 Values = npt.NDArray[np.float32]
 Setting = dict[str, Any]  # arguments of arrays.encode
 
-FIXED_WIDTH: dict[str, list[Setting]] = {"packed": [{"bits": bits} for bits in (2, 3, 4, 8)], "ternary": [{}]}
+FIXED_WIDTH: dict[str, list[Setting]] = {"packed": [{"bits": bits} for bits in (2, 3, 4, 8)], "ternary": [{}], "onebit": [{}]}
 ENTROPY_CODED: list[Setting] = [{"levels": 7}, {"variance": 0.1, "bucket_size": None, "norm": "l2"}]
 
 
@@ -112,9 +112,11 @@ def measure(values: Values, setting: Setting) -> Size:
 
 
 def codes(frame: bytes) -> npt.NDArray[np.int64]:
-    """The whole numbers in [-levels, levels] that a float32 frame's values are multiples by."""
+    """The whole numbers in [-levels, levels] that a float32 frame's values are multiples by; onebit's bits."""
     header = wire.parse(frame)
     values = arrays.decode(frame).astype(np.float64)
+    if header.codec == wire.ONEBIT:
+        return np.signbit(values).astype(np.int64)
     steps = np.repeat(wire.scales(frame, header).astype(np.float64) / header.levels, header.bucket_size)[: values.size]
     return np.rint(np.divide(values, steps, out=np.zeros_like(values), where=steps > 0)).astype(np.int64)
 

@@ -40,20 +40,23 @@ class Options:
         seed: of the random rounding, 0 .. 2^64 - 1.
         name: part of the tensors' ids and of the operations' names.
         measure_error: add up the quantization error in the statistics (decodes every own frame once more).
+        error_feedback: add what encoding left out of a tensor to its next gradient.
     """
 
     min_size: int = DEFAULT_MIN_SIZE
     seed: int = 0
     name: str | None = None
     measure_error: bool = False
+    error_feedback: bool = False
 
     def __post_init__(self) -> None:
         whole_number("min_size", self.min_size, 0, 2**63)
         whole_number("seed", self.seed, 0, 2**64 - 1)
         if self.name is not None and not (isinstance(self.name, str) and self.name and encodable(self.name)):
             raise QSGDError(f"name={self.name!r} is not a text: give a name that is the same on all ranks, or None")
-        if not isinstance(self.measure_error, bool):
-            raise QSGDError(f"measure_error={self.measure_error!r} is neither True nor False")
+        for name in ("measure_error", "error_feedback"):
+            if not isinstance(getattr(self, name), bool):
+                raise QSGDError(f"{name}={getattr(self, name)!r} is neither True nor False")
 
     def wants(self, count: int, dimensions: int) -> bool:
         """Whether a floating-point gradient of this size is compressed."""

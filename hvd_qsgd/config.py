@@ -10,7 +10,7 @@ import operator
 from typing import Any, Union
 
 from hvd_qsgd.errors import QSGDError
-from hvd_qsgd.wire import CODECS, DITHERS, NORMS
+from hvd_qsgd.wire import CODECS, DITHERS, NORMS, ONEBIT
 
 MAX_BUCKET_SIZE = 1 << 48
 DEFAULT_BUCKET_SIZE = 512
@@ -41,10 +41,12 @@ class Quantization:
     Attributes:
         levels: s; a code is an integer in [-s, s]. None: as many as ``variance`` asks for.
         bucket_size: elements that share one scale; ``None``: one scale for the whole tensor.
-        norm: ``"max"`` or ``"l2"``, what the scale is (QSGD, Alistarh et al. 2017, section 4 and section 3.1).
+        norm: ``"max"`` or ``"l2"``, what the scale is (QSGD, Alistarh et al. 2017, section 4 and section 3.1); ``"none"``
+            with codec ``"onebit"``.
         codec: how codes become bytes: ``"packed"`` (fixed width), ``"ternary"`` (s = 1 at 1.6 bits), ``"elias-dense"``,
             ``"elias-sparse"`` (QSGD's theorems 3.3 and 3.2), ``"rans"`` (near their entropy), or ``"auto"``: the one of
-            these that makes a tensor's frames shortest.
+            these that makes a tensor's frames shortest. ``"onebit"``: no codes, but signs, and the means of either sign
+            in a bucket (1-bit SGD, Seide et al. 2014); levels are 1.
         variance: relative variance E||Q(v) - v||^2 / ||v||^2 of each tensor in each step (QSGD, theorem 3.1), or None.
         dither: ``"nonsubtractive"`` (QSGD's random rounding), or ``"subtractive"``: decoders subtract the random
             numbers again, so that the error does not depend on the value (L. Schuchman, "Dither signals and their
@@ -77,12 +79,16 @@ class Quantization:
         Raises:
             QSGDError: naming the argument that is wrong and what it may be.
         """
-        if norm is None:
-            norm = "max" if variance is None else "l2"
         if codec is None:
             codec = "packed" if variance is None else AUTO
         if bucket_size is DEFAULT:
             bucket_size = DEFAULT_BUCKET_SIZE if variance is None else None
+        if bucket_size is not None:
+            bucket_size = whole_number("bucket_size", bucket_size, 1, MAX_BUCKET_SIZE, " (or None: the whole tensor)")
+        if codec == ONEBIT:
+            return cls._onebit(bits, levels, variance, bucket_size, norm, dither)
+        if norm is None:
+            norm = "max" if variance is None else "l2"
         if not isinstance(norm, str) or norm not in NORMS:
             raise QSGDError(f"norm={norm!r} is unknown: use one of {_names(NORMS)}")
         if not isinstance(codec, str) or codec not in (AUTO, *CODECS):
@@ -94,12 +100,23 @@ class Quantization:
                 f"dither='subtractive' does not go with codec={codec!r}: use 'packed' or 'ternary', or "
                 "dither='nonsubtractive'"
             )
-        if bucket_size is not None:
-            bucket_size = whole_number("bucket_size", bucket_size, 1, MAX_BUCKET_SIZE, " (or None: the whole tensor)")
         _check_given_once(bits=bits, levels=levels, variance=variance)
         if variance is not None:
             return cls(None, bucket_size, norm, codec, _positive("variance", variance), dither)
         return cls(_resolve_levels(bits, levels, codec), bucket_size, norm, codec, None, dither)
+
+    @classmethod
+    def _onebit(cls, bits: Any, levels: Any, variance: Any, bucket_size: int | None, norm: Any, dither: Any) -> Quantization:
+        """1-bit SGD's, which has nothing else to choose; what a state says of it is taken."""
+        given = {"bits": bits, "levels": levels if levels != 1 else None, "variance": variance}
+        given |= {"norm": norm if norm != "none" else None, "dither": dither if dither != "nonsubtractive" else None}
+        for name, value in given.items():
+            if value is not None:
+                raise QSGDError(
+                    f"{name}={value!r} does not apply to codec='onebit', which sends signs and two means a bucket: leave "
+                    f"{name} out"
+                )
+        return cls(1, bucket_size, "none", ONEBIT)
 
     def changed(self, **changes: Any) -> Quantization:
         """A checked copy with some of ``create``'s arguments changed; the others stay as they are.
@@ -114,6 +131,9 @@ class Quantization:
                 f"{_names(unknown)} cannot be changed: only bits, levels, variance, bucket_size, norm, codec and "
                 "dither can"
             )
+        codec = changes.get("codec", self.codec)
+        if codec != self.codec and ONEBIT in (codec, self.codec):  # which have only the buckets in common
+            return Quantization.create(**{"bucket_size": self.bucket_size, **changes})
         kept: dict[str, Any] = {name: getattr(self, name) for name in others}
         if not quality & set(changes):
             kept["variance"] = self.variance

@@ -18,9 +18,10 @@ CODECS = {
     "elias-dense": "every code by Elias's recursive code (QSGD, theorem 3.3)",
     "elias-sparse": "gaps, signs and levels of the codes that are not 0 by Elias's recursive code (QSGD, theorem 3.2)",
     "rans": "codes by range asymmetric numeral systems: near their entropy",
+    "onebit": "signs, and the means of either sign in a bucket (1-bit SGD)",
 }
 NORMS = {
-    "none": "an error frame has no scales",
+    "none": "scales are no norms",
     "max": "a scale is the largest magnitude in its bucket",
     "l2": "a scale is the l2 norm of its bucket",
 }
@@ -76,20 +77,21 @@ def table(frame: bytes) -> list[tuple[str, str, str]]:
 def _meanings(values: dict[str, Any]) -> dict[str, str]:
     levels, scales, count = values["levels"], values["scales"], values["count"]
     bits = values["bits_per_coordinate"]
-    about_scales = f"elements that share a scale: {scales} scales"
+    onebit = values["codec"] == wire.ONEBIT
+    about_scales = f"elements that share {'two scales' if onebit else 'a scale'}: {scales} scales"
     if values["largest_scale"] is not None:
         about_scales += f" from {values['smallest_scale']:.4g} to {values['largest_scale']:.4g}"
     if values["buckets_of_zeros"]:
-        about_scales += f", {values['buckets_of_zeros']} of them 0: all zeros"
+        about_scales += f", {values['buckets_of_zeros']} of them 0: {'none of that sign' if onebit else 'all zeros'}"
     if values["buckets_not_finite"]:
         about_scales += f", {values['buckets_not_finite']} NaN: their elements decode to NaN"
     return {
         **_common(values),
         "norm": NORMS.get(values["norm"], ""),
         "flags": _flags(values["flags"]),
-        "levels": f"codes are whole numbers from -{levels} to {levels}",
+        "levels": "a sign for each element" if onebit else f"codes are whole numbers from -{levels} to {levels}",
         "bucket_size": about_scales,
-        "seed": "of the random rounding",
+        "seed": "of no meaning: nothing is random" if onebit else "of the random rounding",
         "coded_bytes": f"header {wire.HEADER_BYTES}, payload {values['payload_bytes']}, the rest scales",
         "frame_bytes": f"with padding: {bits:.3f} bits a coordinate, {32 / bits:.1f} times less than float32"
         if count
@@ -104,7 +106,7 @@ def _flags(flags: int) -> str:
 
 
 def _meanings_of_error(values: dict[str, Any]) -> dict[str, str]:
-    return {**_common(values), "norm": NORMS["none"], "coded_bytes": f"with the message: {values['message']}"}
+    return {**_common(values), "norm": "an error frame has no scales", "coded_bytes": f"with the message: {values['message']}"}
 
 
 def _common(values: dict[str, Any]) -> dict[str, str]:

@@ -32,7 +32,7 @@ def set_quantization(spec: native.Spec, quantization: Quantization) -> None:
     spec.bucket_size = quantization.bucket_size_for(spec.count)
     spec.levels = quantization.most_levels
     spec.codec = codec_id(quantization.codec)
-    spec.norm = wire.NORMS[quantization.norm]
+    spec.norm = wire.NORM_IDS[quantization.norm]
     spec.flags = spec.flags & ~wire.SUBTRACTIVE | wire.DITHERS[quantization.dither]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from hvd_qsgd.errors import QSGDError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 LIBRARY_VARIABLE = "HVD_QSGD_LIBRARY"
 THREADS_VARIABLE = "HVD_QSGD_NUM_THREADS"
 ISA_VARIABLE = "HVD_QSGD_ISA"
@@ -155,6 +155,16 @@ def decode_sum(frames: int, size: int, count: int, expected: Expectation, factor
     _raise_unless_ok(status)
 
 
+def add_gradient(gradient: int, dtype: int, count: int, residual: int) -> None:
+    """Add ``count`` elements of ``dtype`` at ``gradient`` to the float32 at ``residual``."""
+    _raise_unless_ok(library().qsgd_add_gradient(gradient, dtype, count, residual, default_threads()))
+
+
+def subtract_frame(frame: int, size: int, expected: Expectation, residual: int) -> None:
+    """Subtract what the frame in ``size`` bytes at ``frame`` decodes to from the float32 at ``residual``."""
+    _raise_unless_ok(library().qsgd_subtract_frame(frame, size, expected, residual, default_threads()))
+
+
 def explain(refused: FrameError, frames: int, size: int, expected: Expectation, what: str) -> str:
     """A sentence about ``decode_sum``'s refusal of ``what``; the other arguments are those that it was given."""
     text = ctypes.create_string_buffer(MAX_EXPLANATION)
@@ -236,6 +246,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "qsgd_decode_sum": (
         c_int, c_void_p, c_uint64, c_uint32, POINTER(Expectation), c_float, c_void_p, c_uint32, POINTER(c_uint32)
     ),
+    "qsgd_add_gradient": (c_int, c_void_p, c_uint32, c_uint64, c_void_p, c_uint32),
+    "qsgd_subtract_frame": (c_int, c_void_p, c_uint64, POINTER(Expectation), c_void_p, c_uint32),
     "qsgd_check": (c_int, c_void_p, c_uint64, POINTER(c_uint64)),
     "qsgd_seal": (c_int, c_void_p, c_uint64),
     "qsgd_error_frame": (c_int, POINTER(Spec), c_char_p, c_void_p, c_uint64, POINTER(c_uint64)),

@@ -16,7 +16,7 @@ class Stats:
         tensors_compressed, tensors_skipped: gradients seen, by what was done with them.
         frames_resized: frames that were not as long as the tensor's last one, for which Horovod negotiates anew.
         coordinates: elements compressed.
-        bytes_raw: their size as they came.
+        bytes_raw: their size as they are encoded: float64 as float32; with error feedback all as float32.
         bytes_sent: the size of the frames made of them: what this rank hands to the allgather, which carries it to each
             of the other ranks.
         bytes_received: the size of all ranks' frames but its own.

@@ -331,7 +331,7 @@ def _settings(quantization: Quantization, seed: int) -> list[int]:
     q = quantization
     variance, bits_of_seed = np.float64(q.variance or 0).view(np.int64), np.uint64(seed).view(np.int64)
     flags = wire.DITHERS[q.dither]
-    kinds = [wire.NORMS[q.norm], frames.codec_id(q.codec), int(variance), flags]
+    kinds = [wire.NORM_IDS[q.norm], frames.codec_id(q.codec), int(variance), flags]
     return [q.most_levels, q.bucket_size or 0, *kinds, int(bits_of_seed)]
 
 

@@ -17,11 +17,12 @@ except ImportError as _error:
         "hvd_qsgd.torch needs Horovod built for PyTorch, which cannot be imported here: see README.md"
     ) from _error
 
-from hvd_qsgd import native
+from hvd_qsgd import native, presets, residuals
 from hvd_qsgd.compressor import Compressor, Options, Ranks
 from hvd_qsgd.config import DEFAULT, DEFAULT_MIN_SIZE, BucketSize, Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method
+from hvd_qsgd.residuals import Residuals
 from hvd_qsgd.selection import ParameterNames, Skip, make_skip
 from hvd_qsgd.stats import Stats
 from hvd_qsgd.steps import Ticket
@@ -50,6 +51,8 @@ WIRE_DTYPES = {
     )
 }
 # A shape that no gradient has, so that ranks of which only one compresses are told by Horovod.
+# With error feedback float32 travels, whatever comes.
+FEEDBACK_WIRE = {dtype: _Wire(dtype, torch.float32, "float32") for dtype in WIRE_DTYPES}
 TOKEN_SHAPE = (native.TOKEN_LENGTH, 1, 1, 1, 1, 1, 1)
 # No frame of n elements is longer than this many bytes: a scale and a code for each element.
 BYTES_PER_ELEMENT, BYTES_PER_FRAME = 9, 4096
@@ -72,7 +75,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm). Default "max"; with variance "l2".
         codec: "packed" (fixed width), "ternary" (levels=1 in 1.6 bits), "elias-dense" or "elias-sparse" (QSGD's own
             codes, of variable length), "rans" (near the codes' entropy) or "auto": for each tensor the one whose frames
-            are shortest. Default "packed"; with variance "auto".
+            are shortest. Default "packed"; with variance "auto". Or "onebit" (1-bit SGD, Seide et al. 2014): the sign of
+            each value, and the means of either sign in a bucket; none of the arguments above but bucket_size apply.
         dither: "nonsubtractive"; or "subtractive", with codec "packed" or "ternary": receivers subtract the random
             numbers that were added before rounding. About half of the variance for the same bits, for zeros as well.
         named_parameters: ``model.named_parameters()``. Needed only if ranks leave different parameters unused in a
@@ -87,6 +91,9 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         transport: "horovod", or "mpi": frames travel by mpi4py on a communicator of their own. The same on all ranks.
             Over MPI tensors are matched by their order, so that all ranks must use the same parameters in every step.
         measure_error: add up the quantization error for ``stats()``; decodes every own frame once more.
+        error_feedback: add what encoding left out of a tensor to its next gradient (1-bit SGD, Seide et al. 2014): for
+            codecs that are biased, such as "onebit". Keeps a float32 residual for each compressed tensor. The same on
+            all ranks.
 
     Gradients of float32, float16, bfloat16 and float64 (sent as float32) are compressed; others are left to Horovod.
 
@@ -113,9 +120,11 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         process_set: Any = hvd.global_process_set,
         transport: str = "horovod",
         measure_error: bool = False,
+        error_feedback: bool = False,
     ) -> None:
         quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
-        self._core = Compressor(quantization, Options(min_size, seed, name, measure_error))
+        self._core = Compressor(quantization, Options(min_size, seed, name, measure_error, error_feedback))
+        self._residuals = Residuals(torch.zeros, torch.Tensor.data_ptr) if error_feedback else None
         named_parameters = None if named_parameters is None else list(named_parameters)
         self._names = None if named_parameters is None else ParameterNames(named_parameters)
         self._skip = make_skip(skip, have_names=self._names is not None)
@@ -123,7 +132,17 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         self._others = {
             "named_parameters": named_parameters, "min_size": min_size, "skip": skip, "name": name,
             "process_set": process_set, "transport": transport, "measure_error": measure_error,
+            "error_feedback": error_feedback,
         }  # fmt: skip
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> QSGD:
+        """A compressor with the arguments of a variant in the literature (``hvd_qsgd.presets``), and others of yours.
+
+        Raises:
+            QSGDError: there is no such preset, or an argument is wrong.
+        """
+        return cls(**{**presets.arguments(name), **overrides})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or what comes out of a pickle, goes on from the same state; what is on its way stays here."""
@@ -148,7 +167,10 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         ticket = core.open(name, tensor.shape, wire.dtype, self._ranks)
         slot = ticket.slot
         try:
-            gradient = _readable(tensor, wire.carrier)
+            own = WIRE_DTYPES[tensor.dtype]
+            gradient = _readable(tensor, own.carrier)
+            if self._residuals is not None:
+                gradient = self._residuals.add(slot, tensor.shape, gradient.data_ptr(), own.dtype)
         except Exception as error:  # told to all ranks, which would wait for this one's frame for ever
             frame = core.refuse(ticket, error, _allocate_frame)
         else:
@@ -159,6 +181,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         gathering = self._transport.allgather(frame, slot.operation, bound)
         if core.options.measure_error and ticket.encoded:
             self._measure(ticket, frame, gradient)
+        if self._residuals is not None and ticket.encoded:
+            self._residuals.subtract(slot, frame.data_ptr())
         token = slot.tokens.take()
         return token, (ticket, token, gathering, tensor, tensor.shape, wire)
 
@@ -203,17 +227,30 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
 
     @Method
     def state_dict(self) -> dict[str, Any]:
-        """What continues a run bit for bit, for a checkpoint or ``hvd.broadcast_object``: plain values."""
-        return self._core.state()
+        """What continues a run bit for bit, for a checkpoint or ``hvd.broadcast_object``: plain values.
+
+        With error feedback also copies of this rank's residuals: each rank saves its own.
+        """
+        state = self._core.state()
+        if self._residuals is not None:
+            state[residuals.KEY] = self._residuals.state(torch.clone)
+        return state
 
     @Method
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what ``state_dict`` returned. All ranks must load the same."""
+        """Continue from what ``state_dict`` returned. All ranks must load the same, but for residuals: each its own.
+
+        A rank that loads another's residuals, or a state without them, begins with zeros.
+        """
+        rank, buffers = residuals.read_state(state, self._residuals is not None)
+        copies = {name: _residual(name, buffer) for name, buffer in buffers.items()}
         self._core.load(state)
+        if self._residuals is not None:
+            self._residuals.load(rank, copies)
 
     def _wire(self, name: str | None, tensor: Tensor) -> _Wire | None:
         """What the gradient is encoded as; None: not at all."""
-        wire = WIRE_DTYPES.get(tensor.dtype)
+        wire = (WIRE_DTYPES if self._residuals is None else FEEDBACK_WIRE).get(tensor.dtype)
         if wire is None or tensor.layout is not torch.strided or tensor.is_nested:
             return None
         if not self._core.options.wants(tensor.numel(), tensor.dim()) or self._skip(name, tensor):
@@ -238,6 +275,13 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         exact = gradient.double()
         self._core.stats.squared_error += float((decoded.double() - exact).square().sum())
         self._core.stats.squared_norm += float(exact.square().sum())
+
+
+def _residual(name: str, saved: Any) -> Tensor:
+    """A copy of a saved residual."""
+    if not isinstance(saved, Tensor) or saved.dtype is not torch.float32:
+        raise QSGDError(f"the residual of tensor {name!r} is no float32 tensor: pass what state_dict() returned")
+    return saved.detach().to("cpu", copy=True).contiguous()
 
 
 def _rebuild(kind: type[QSGD], arguments: dict[str, Any], state: dict[str, Any]) -> QSGD:

@@ -31,13 +31,16 @@ CODECS = {
     "elias-dense": Codec(3, 32767, True),
     "elias-sparse": Codec(4, 32767, True),
     "rans": Codec(5, 32767, True),
+    "onebit": Codec(6, 1, False),
 }
+ONEBIT = "onebit"  # which has two means a bucket in place of a norm, and no levels to choose
 NORMS = {"max": 1, "l2": 2}
+NORM_IDS = {"none": 0, **NORMS}
 DITHERS = {"nonsubtractive": 0, "subtractive": SUBTRACTIVE}
 DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 CODEC_NAMES = {0: "error", **{codec.id: name for name, codec in CODECS.items()}}
-NORM_NAMES = {0: "none", **{number: name for name, number in NORMS.items()}}
+NORM_NAMES = {number: name for name, number in NORM_IDS.items()}
 DITHER_NAMES = {number: name for name, number in DITHERS.items()}
 DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
 
@@ -80,19 +83,20 @@ def parse(frame: bytes | memoryview) -> Header:
     return Header(version, *names, *numbers)
 
 
-def buckets(header: Header) -> int:
-    """How many scales the header's frame has."""
-    return -(-header.count // header.bucket_size) if header.bucket_size else 0
+def scale_count(header: Header) -> int:
+    """How many scales the header's frame has: one a bucket, or onebit's two."""
+    buckets = -(-header.count // header.bucket_size) if header.bucket_size else 0
+    return 2 * buckets if header.codec == ONEBIT else buckets
 
 
 def scales(frame: bytes | memoryview, header: Header) -> npt.NDArray[np.float32]:
-    """The scale of each bucket, in order; none in an error frame."""
-    return np.frombuffer(frame, "<f4", buckets(header), HEADER_BYTES)
+    """The scale of each bucket, or onebit's two, in order; none in an error frame."""
+    return np.frombuffer(frame, "<f4", scale_count(header), HEADER_BYTES)
 
 
 def payload_bytes(header: Header) -> int:
     """Bytes of the coded values alone."""
-    return header.coded_bytes - HEADER_BYTES - -(-4 * buckets(header) // 16) * 16
+    return header.coded_bytes - HEADER_BYTES - -(-4 * scale_count(header) // 16) * 16
 
 
 def message(frame: bytes | memoryview, header: Header) -> str:

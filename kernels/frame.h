@@ -40,27 +40,38 @@ QSGD_HD uint32_t code_bits(uint32_t levels) {
     return bits;
 }
 
-QSGD_HD bool is_codec(uint8_t codec) { return codec >= QSGD_CODEC_PACKED && codec <= QSGD_CODEC_RANS; }
+QSGD_HD bool is_codec(uint8_t codec) { return codec >= QSGD_CODEC_PACKED && codec <= QSGD_CODEC_ONEBIT; }
 QSGD_HD bool is_elias(uint8_t codec) {
     return codec == QSGD_CODEC_ELIAS_DENSE || codec == QSGD_CODEC_ELIAS_SPARSE;
 }
-QSGD_HD bool has_fixed_width(uint8_t codec) {
+QSGD_HD bool rounds_to_fixed_width(uint8_t codec) {
     return codec == QSGD_CODEC_PACKED || codec == QSGD_CODEC_TERNARY;
+}
+QSGD_HD bool has_fixed_width(uint8_t codec) {
+    return rounds_to_fixed_width(codec) || codec == QSGD_CODEC_ONEBIT;
+}
+
+QSGD_HD bool is_norm(uint8_t norm, uint8_t codec) {
+    if (codec == QSGD_CODEC_ERROR || codec == QSGD_CODEC_ONEBIT) return norm == QSGD_NORM_NONE;
+    return norm == QSGD_NORM_MAX || norm == QSGD_NORM_L2;
 }
 
 // Whether a frame with this codec may have these flags.
 QSGD_HD bool flags_possible(uint32_t flags, uint8_t codec) {
-    const uint32_t known = QSGD_FLAG_SQUARED_NORM | (has_fixed_width(codec) ? QSGD_FLAG_SUBTRACTIVE : 0);
+    const uint32_t known =
+        QSGD_FLAG_SQUARED_NORM | (rounds_to_fixed_width(codec) ? QSGD_FLAG_SUBTRACTIVE : 0);
     return (flags & ~known) == 0;
 }
 QSGD_HD bool is_subtractive(const Header& h) { return (h.flags & QSGD_FLAG_SUBTRACTIVE) != 0; }
 
 QSGD_HD uint32_t max_levels(uint8_t codec) {
-    return codec == QSGD_CODEC_TERNARY ? 1 : codec == QSGD_CODEC_PACKED ? kMostNarrowLevels : kMostLevels;
+    if (codec == QSGD_CODEC_TERNARY || codec == QSGD_CODEC_ONEBIT) return 1;
+    return codec == QSGD_CODEC_PACKED ? kMostNarrowLevels : kMostLevels;
 }
 
 QSGD_HD uint64_t payload_bytes(uint8_t codec, uint32_t levels, uint64_t count) {
     if (codec == QSGD_CODEC_TERNARY) return 16 * ceil_div(count, kTernaryUnit);
+    if (codec == QSGD_CODEC_ONEBIT) return 64 * ceil_div(count, kUnit);
     const uint64_t bits = code_bits(levels);
     const uint64_t last_rows = ceil_div(count % kUnit, 16);
     return 64 * (bits * (count / kUnit) + ceil_div(bits * last_rows, 32));
@@ -69,13 +80,14 @@ QSGD_HD uint64_t payload_bytes(uint8_t codec, uint32_t levels, uint64_t count) {
 // Where the parts of a frame lie, in bytes from its start. With a variable-length codec only the coder knows
 // the last two: they are 0 here.
 struct Layout {
-    uint64_t buckets, payload, coded_bytes, frame_bytes;
+    uint64_t buckets, scales, payload, coded_bytes, frame_bytes;
 };
 
 QSGD_HD Layout layout(uint8_t codec, uint32_t levels, uint64_t count, uint64_t bucket_size) {
     Layout at;
     at.buckets = ceil_div(count, bucket_size);
-    at.payload = QSGD_HEADER_BYTES + roundup16(4 * at.buckets);
+    at.scales = codec == QSGD_CODEC_ONEBIT ? 2 * at.buckets : at.buckets;
+    at.payload = QSGD_HEADER_BYTES + roundup16(4 * at.scales);
     const bool fixed = has_fixed_width(codec);
     at.coded_bytes = fixed ? at.payload + payload_bytes(codec, levels, count) : 0;
     at.frame_bytes = roundup16(at.coded_bytes);
@@ -98,7 +110,7 @@ QSGD_HD int check_header(const Header& h, uint64_t bytes_there) {
     if (h.version != kVersion) return QSGD_BAD_VERSION;
     const bool error = h.codec == QSGD_CODEC_ERROR;
     if (!error && !is_codec(h.codec)) return QSGD_BAD_CODEC;
-    if (error ? h.norm != 0 : h.norm != QSGD_NORM_MAX && h.norm != QSGD_NORM_L2) return QSGD_BAD_NORM;
+    if (!is_norm(h.norm, h.codec)) return QSGD_BAD_NORM;
     if (h.dtype < QSGD_FLOAT32 || h.dtype > QSGD_BFLOAT16) return QSGD_BAD_DTYPE;
     if (h.zero0 || h.zero1 || !flags_possible(h.flags, h.codec)) return QSGD_BAD_RESERVED;
     if (!(h.flags & QSGD_FLAG_SQUARED_NORM) && h.squared_norm) return QSGD_BAD_RESERVED;

@@ -79,6 +79,11 @@ QSGD_HD float l2_scale(double sum) {
     return bits_from_float(root) == kInfBits ? float_from_bits(kInfBits - 1) : root;
 }
 
+// The mean that `count` numbers of this sum have, 0 if there are none: a scale of onebit.
+QSGD_HD float mean_of(double sum, uint64_t count) {
+    return count ? static_cast<float>(sum / static_cast<double>(count)) : 0;
+}
+
 QSGD_HD float float_from_bfloat16(uint16_t bits) {
     return float_from_bits(static_cast<uint32_t>(bits) << 16);
 }

@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define QSGD_ABI_VERSION 4
+#define QSGD_ABI_VERSION 5
 #define QSGD_API __attribute__((visibility("default")))
 
 typedef enum {
@@ -57,11 +57,12 @@ enum {
     QSGD_CODEC_ELIAS_DENSE = 3,
     QSGD_CODEC_ELIAS_SPARSE = 4,
     QSGD_CODEC_RANS = 5,
+    QSGD_CODEC_ONEBIT = 6,
     QSGD_CODEC_AUTO = 255 /* of no frame: qsgd_encode_next chooses another */
 };
-enum { QSGD_NORM_MAX = 1, QSGD_NORM_L2 = 2 };
+enum { QSGD_NORM_NONE = 0, QSGD_NORM_MAX = 1, QSGD_NORM_L2 = 2 }; /* the first: with onebit alone */
 enum { QSGD_FLOAT32 = 1, QSGD_FLOAT16 = 2, QSGD_BFLOAT16 = 3 };
-enum { QSGD_FLAG_SQUARED_NORM = 1, QSGD_FLAG_SUBTRACTIVE = 2 }; /* the second: fixed widths only */
+enum { QSGD_FLAG_SQUARED_NORM = 1, QSGD_FLAG_SUBTRACTIVE = 2 }; /* the second: packed and ternary only */
 enum { QSGD_HEADER_BYTES = 96, QSGD_MAX_ERROR_FRAME = 96 + 1024, QSGD_TOKEN_LENGTH = 16 };
 enum { QSGD_MAX_EXPLANATION = 2048 }; /* a text's room that is always enough */
 
@@ -115,8 +116,8 @@ QSGD_API int qsgd_encode(const qsgd_spec* spec, const void* gradient, void* fram
 /* The least levels, up to spec->levels, at which quantizing `gradient` brings a relative variance
  * E||Q(v)-v||^2 / ||v||^2 of no more than `variance` (positive and finite), to about 1 % of it: *levels
  * becomes spec->levels if more would be needed. Buckets with a NaN or an infinity do not count; of a gradient
- * of zeros 1 level is enough. It reads all of the gradient once for the l2 norm and twice for the max norm,
- * and then a sample, which is as large as the gradient asks for. */
+ * of zeros 1 level is enough. Not for QSGD_CODEC_ONEBIT, which has one. It reads all of the gradient once for
+ * the l2 norm and twice for the max norm, and then a sample, which is as large as the gradient asks for. */
 QSGD_API int qsgd_solve_levels(const qsgd_spec* spec, const void* gradient, double variance, uint32_t threads,
                                uint32_t* levels);
 
@@ -150,6 +151,17 @@ QSGD_API uint64_t qsgd_padded_bytes(uint64_t bytes, uint64_t last);
 QSGD_API int qsgd_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
                              const qsgd_expectation* expected, float factor, void* out, uint32_t threads,
                              uint32_t* bad_frame);
+
+/* Error feedback. residual[i] += gradient[i], rounded to float32: what is to be encoded, as float32, in place
+ * of the gradient of `dtype`. */
+QSGD_API int qsgd_add_gradient(const void* gradient, uint32_t dtype, uint64_t count, float* residual,
+                               uint32_t threads);
+
+/* Error feedback. residual[i] -= the decoded value of the single frame at `frame`, which was encoded from it:
+ * what is left for the next step. Where that is not finite it becomes 0. `residual` has expected->count
+ * elements, whatever the frame's dtype; it is unspecified on failure. */
+QSGD_API int qsgd_subtract_frame(const void* frame, uint64_t bytes, const qsgd_expectation* expected,
+                                 float* residual, uint32_t threads);
 
 /* Check the header and checksum of the single frame at `frame`, which may be followed by others. On QSGD_OK
  * or QSGD_ERROR_FRAME *frame_bytes is its length. */

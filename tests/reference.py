@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import reference_elias
+import reference_onebit
 import reference_rans
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,12 +21,13 @@ Array = NDArray[Any]
 M32, M64 = 2**32 - 1, 2**64 - 1
 FLT_MAX = np.float32(2.0**128 - 2.0**104)
 GOLDEN = 0x9E3779B97F4A7C15
-CODECS = {"error": 0, "packed": 1, "ternary": 2, "elias-dense": 3, "elias-sparse": 4, "rans": 5}
+CODECS = {"error": 0, "packed": 1, "ternary": 2, "elias-dense": 3, "elias-sparse": 4, "rans": 5, "onebit": 6}
 SPARSE = {3: False, 4: True}  # of the Elias codecs
+ONEBIT = 6
 VARIABLE = {*SPARSE, 5}  # those whose payload's length only the encoder knows
 NORMS = {"max": 1, "l2": 2}
 DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3}
-MAX_LEVELS = {1: 127, 2: 1, 3: 32767, 4: 32767, 5: 32767}  # of each codec
+MAX_LEVELS = {1: 127, 2: 1, 3: 32767, 4: 32767, 5: 32767, 6: 1}  # of each codec
 
 
 class FrameError(ValueError):
@@ -78,10 +80,10 @@ def parse(frame: bytes) -> Header:
 
 
 def layout(codec: int, levels: int, count: int, bucket_size: int) -> tuple[int, int, int]:
-    """Number of buckets, offset of the payload, coded_bytes with a fixed-width codec."""
-    buckets = ceil_div(count, bucket_size)
-    offset = 96 + roundup(4 * buckets, 16)
-    return buckets, offset, offset + (0 if codec in VARIABLE else payload_bytes(codec, levels, count))
+    """Number of scales, offset of the payload, coded_bytes with a fixed-width codec."""
+    scales = ceil_div(count, bucket_size) * (2 if codec == ONEBIT else 1)
+    offset = 96 + roundup(4 * scales, 16)
+    return scales, offset, offset + (0 if codec in VARIABLE else payload_bytes(codec, levels, count))
 
 
 def seal(header: Header, body: bytes, frame_bytes: int = 0) -> bytes:
@@ -120,19 +122,30 @@ def scales_of(values: Array, bucket_size: int, norm: str) -> Array:
     return np.where(np.isfinite(buckets).all(axis=1), scale, canonical_nan)
 
 
+def means_of(values: Array, bucket_size: int) -> Array:
+    """The two scales of each bucket with the codec onebit (section 12)."""
+    buckets = cut(values, bucket_size)
+    lengths = np.minimum(values.size - buckets.shape[1] * np.arange(len(buckets)), buckets.shape[1])
+    return reference_onebit.means(buckets, lengths, sum_in_order)
+
+
 # ---- 3. Sums of squares ----
 
 
 def bucket_sums(buckets: Array) -> Array:
-    """The sum of squares of each row. (Zeros that fill up a row, a block or a bucket change no sum.)"""
-    rows, width = buckets.shape
+    """The sum of squares of each row."""
+    return sum_in_order(np.square(buckets.astype(np.float64)))
+
+
+def sum_in_order(terms: Array) -> Array:
+    """The sum of each row. (Zeros that fill up a row, a block or a bucket change no sum.)"""
+    rows, width = terms.shape
     block = min(roundup(width, 16), 4096)
     blocks = ceil_div(width, block)
-    padded = np.pad(buckets, ((0, 0), (0, blocks * block - width)))
-    squares = np.square(padded.astype(np.float64)).reshape(rows, blocks, block // 16, 16)
-    a = np.zeros_like(squares[:, :, 0])
+    padded = np.pad(terms, ((0, 0), (0, blocks * block - width))).reshape(rows, blocks, block // 16, 16)
+    a = np.zeros_like(padded[:, :, 0])
     for k in range(block // 16):
-        a = a + squares[:, :, k]
+        a = a + padded[:, :, k]
     for h in (8, 4, 2, 1):
         a = a[..., :h] + a[..., h : 2 * h]
     return pairwise_tree(a[..., 0])
@@ -226,6 +239,8 @@ def width_of(levels: int) -> int:
 def payload_bytes(codec: int, levels: int, n: int) -> int:
     if codec == CODECS["ternary"]:
         return 16 * ceil_div(n, 80)
+    if codec == ONEBIT:
+        return 64 * ceil_div(n, 512)
     b = width_of(levels)
     return 64 * (b * (n // 512) + ceil_div(b * ceil_div(n % 512, 16), 32))
 
@@ -285,18 +300,23 @@ def encode(
     d = max(values.size, 1) if bucket_size is None else bucket_size
     if not 1 <= levels <= MAX_LEVELS[CODECS[codec]] or not 1 <= d <= 2**48:
         raise ValueError(f"{codec}: levels {levels} or bucket_size {d} out of bounds")
-    scales = scales_of(values, d, norm)
-    codes = quantize(values, scales, d, levels, random_bits(values.size, seed, rank, tensor, step))
-    raw = scales.astype("<f4").tobytes()
-    if CODECS[codec] in SPARSE:
-        sparse = SPARSE[CODECS[codec]]
-        payload = reference_elias.pack(codes, sparse, reference_elias.block_size(sparse, levels, values.size, d, norm))
+    if CODECS[codec] == ONEBIT:
+        norm, scales = "none", means_of(values, d)
+        payload = reference_onebit.pack(values, scales, d)
     else:
-        payload = pack(codes, CODECS[codec], levels, columns)
+        scales = scales_of(values, d, norm)
+        codes = quantize(values, scales, d, levels, random_bits(values.size, seed, rank, tensor, step))
+        if CODECS[codec] in SPARSE:
+            sparse = SPARSE[CODECS[codec]]
+            block = reference_elias.block_size(sparse, levels, values.size, d, norm)
+            payload = reference_elias.pack(codes, sparse, block)
+        else:
+            payload = pack(codes, CODECS[codec], levels, columns)
+    raw = scales.astype("<f4").tobytes()
     body = raw.ljust(roundup(len(raw), 16), b"\0") + payload
     header = Header(
         codec=CODECS[codec],
-        norm=NORMS[norm],
+        norm=NORMS.get(norm, 0),
         dtype=DTYPES[dtype],
         flags=int(squared_norm) + 2 * subtractive,
         levels=levels,
@@ -346,7 +366,7 @@ def check_itself(frame: bytes, index: int) -> Header:
     require(h.magic == Header.magic, "1", "magic")
     require(h.version == 1, "1", f"version {h.version}")
     require(h.codec in CODECS.values(), "1", f"codec {h.codec}")
-    require(h.norm in ([0] if error else NORMS.values()), "1", f"norm {h.norm}")
+    require(h.norm in ([0] if error or h.codec == ONEBIT else NORMS.values()), "1", f"norm {h.norm}")
     require(h.dtype in DTYPES.values(), "1", f"dtype {h.dtype}")
     flags = 0 if error else 3 if h.codec in (CODECS["packed"], CODECS["ternary"]) else 1
     require(h.flags <= flags, "1", f"flags {h.flags:#x}")
@@ -408,18 +428,24 @@ def verify_checksum(frame: bytes, header: Header, index: int) -> None:
 
 def scales_in(frame: bytes) -> Array:
     h = parse(frame)
-    return np.frombuffer(frame, "<f4", ceil_div(h.count, h.bucket_size), 96).astype(np.float32)
+    return np.frombuffer(frame, "<f4", layout(h.codec, h.levels, h.count, h.bucket_size)[0], 96).astype(np.float32)
+
+
+def payload_in(frame: bytes) -> bytes:
+    h = parse(frame)
+    return frame[layout(h.codec, h.levels, h.count, h.bucket_size)[1] : h.coded_bytes]  # up to the padding
 
 
 def decode_codes(frame: bytes) -> Array:
     """The codes in a frame that is known to be good."""
     h = parse(frame)
-    payload = frame[layout(h.codec, h.levels, h.count, h.bucket_size)[1] : h.coded_bytes]  # up to the padding
-    return unpack(payload, h.codec, h.levels, h.count)
+    return unpack(payload_in(frame), h.codec, h.levels, h.count)
 
 
 def dequantize(frame: bytes) -> Array:
     h, scales = parse(frame), scales_in(frame)
+    if h.codec == ONEBIT:
+        return reference_onebit.values(payload_in(frame), scales, h.bucket_size, h.count)
     s, c = np.float32(h.levels), rescaling(scales)
     unit = (scales * c) / s
     unit = np.where(np.isinf(s * unit), np.nextafter(unit, np.float32(-np.inf)), unit)

@@ -27,8 +27,9 @@ Array = ref.Array
 ISAS = ("avx512", "avx2", "baseline")
 FIXED_CODERS = [("packed", s) for s in (1, 3, 7, 15, 31, 63, 127, 2, 5, 10, 20, 50, 100, 126)] + [("ternary", 1)]
 VARIABLE_CODERS = [("rans", s) for s in (7, 32767)]
-CODERS = FIXED_CODERS + VARIABLE_CODERS
+CODERS = FIXED_CODERS + VARIABLE_CODERS + [("onebit", 1)]
 SOME_CODERS = [("packed", 1), ("packed", 5), ("packed", 7), ("packed", 127), ("ternary", 1), ("rans", 7), ("rans", 999)]
+SOME_CODERS += [("onebit", 1)]  # whose norm is none, whatever is asked for
 NORMS = ("max", "l2")
 DTYPES = ("float32", "float16", "bfloat16")
 BUCKETS = (1, 3, 16, 64, 100, 512, 4096, 65536, None)
@@ -139,7 +140,8 @@ def make_spec(
     columns: int = 0,
 ) -> native.Spec:
     d = max(count, 1) if bucket_size is None else bucket_size
-    kinds = ref.CODECS[codec], ref.NORMS[norm], ref.DTYPES[dtype], int(squared_norm) + 2 * subtractive
+    norm_id = 0 if codec == "onebit" else ref.NORMS[norm]
+    kinds = ref.CODECS[codec], norm_id, ref.DTYPES[dtype], int(squared_norm) + 2 * subtractive
     return native.Spec(count, d, seed, levels, rank, tensor, step, *kinds, columns)
 
 

@@ -32,7 +32,8 @@ def of_dtype(dtype: str, n: int = 600, kind: str = "gaussian") -> tuple[ref.Arra
 @pytest.mark.parametrize(("codec", "levels"), SOME_CODERS)
 def test_frames_and_values_are_the_references(codec: str, levels: int, norm: str, dtype: str) -> None:
     array, plain = of_dtype(dtype, kind="patchwork")
-    how: dict[str, Any] = {"codec": codec, "levels": levels, "norm": norm, "squared_norm": True}
+    how: dict[str, Any] = {"codec": codec, "levels": levels, "squared_norm": True}
+    how |= {"norm": norm} if codec != "onebit" else {}
     for bucket_size, place in ((64, {"tensor": 3, "step": 4}), (None, {"seed": 2**64 - 1, "rank": 0})):
         frame = hvd_qsgd.encode(array, bucket_size=bucket_size, **how, **place)
         assert type(frame) is bytes

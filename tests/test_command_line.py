@@ -133,6 +133,8 @@ def test_codecs_says_what_frames_are(tmp_path, monkeypatch, capsys):
     assert {result["codec"] for result in results} == set(wire.CODECS)
     assert [result["levels"] for result in results if result["codec"] == "packed"] == [1, 3, 7, 127]
     for result in results:
+        if result["codec"] == "onebit":  # whose codes are signs, see below
+            continue
         setting = {name: result[name] for name in ("codec", "levels", "bucket_size", "norm")}
         assert result["bits"] == 8 * len(hvd_qsgd.encode(values, **setting)) / values.size
         d = result["bucket_size"] or values.size
@@ -146,6 +148,18 @@ def test_codecs_says_what_frames_are(tmp_path, monkeypatch, capsys):
         assert 0 < result["payload_bits"] < result["bits"]
         assert result["encode_gbps"] > 0
         assert result["decode_gbps"] > 0
+
+
+def test_codecs_of_onebit(tmp_path, monkeypatch, capsys):
+    values = gaussian(20_000)
+    lines = run(monkeypatch, capsys, "codecs", "--json", saved(tmp_path / "g.npy", values)).splitlines()
+    (result,) = [result for result in map(json.loads, lines) if result["codec"] == "onebit"]
+    frame = hvd_qsgd.encode(values, codec="onebit")
+    p = (values < 0).mean()
+    assert result["entropy"] == pytest.approx(-p * np.log2(p) - (1 - p) * np.log2(1 - p))
+    assert result["bits"] == 8 * len(frame) / values.size
+    assert result["payload_bits"] == 8 * 64 * 40 / values.size
+    assert result["variance"] == pytest.approx(1 - 2 / np.pi, rel=0.02)  # of Gaussian values
 
 
 def test_codecs_as_a_table(tmp_path, monkeypatch, capsys):

@@ -45,6 +45,7 @@ FRAMES = {
     "rans": small(3, codec="rans", levels=1000, bucket_size=16),
     "elias-dense": small(40, codec="elias-dense", levels=300, bucket_size=40),
     "elias-sparse": small(40, codec="elias-sparse", levels=5, bucket_size=16, norm="l2"),
+    "onebit": small(20, codec="onebit", levels=1, bucket_size=16, kind="special"),
     "error": ERROR,
 }
 
@@ -112,7 +113,7 @@ HUGE = [2**32, 2**47, 2**48, 2**48 + 1, 2**60, 2**62, 2**63, 2**64 - 512, 2**64 
 HOSTILE: dict[str, list[int]] = {
     "magic": [0, 0x44475350, 2**32 - 1],
     "version": [0, 2, 255],
-    "codec": [0, 2, 3, 255],
+    "codec": [0, 2, 3, 6, 255],
     "norm": [0, 3, 255],
     "dtype": [0, 4, 255],
     "flags": [4, 5, 256, 2**31, 2**32 - 1],

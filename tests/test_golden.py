@@ -58,6 +58,7 @@ def all_cases() -> list[Case]:
     coders = [("packed", s) for s in (1, 2, 3, 5, 7, 15, 31, 63, 100, 127)] + [("ternary", 1)] * 5
     coders += [("rans", s) for s in (1, 7, 127, 500, 32767)]
     coders += [("elias-dense", s) for s in (1, 7, 1805, 32767)] + [("elias-sparse", s) for s in (1, 7, 1805, 32767)]
+    coders += [("onebit", 1)] * 4
     kinds = itertools.product(enumerate(coders), enumerate(itertools.product(ref.NORMS, ref.DTYPES)))
     cases = [
         {
@@ -112,7 +113,7 @@ CASES: list[Case] = json.loads(FILE.read_text()) if FILE.exists() else []
 
 
 def test_golden_frames_are_complete() -> None:
-    assert len(CASES) == len(all_cases()) == 181
+    assert len(CASES) == len(all_cases()) == 205
     for case, expected in zip(CASES, all_cases()):
         assert {name: case[name] for name in expected} == expected
     assert sum("frame" in case for case in CASES) >= 30

@@ -13,10 +13,12 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "frames are little-endi
 namespace qsgd {
 namespace {
 
+bool is_dtype(uint32_t dtype) { return dtype >= QSGD_FLOAT32 && dtype <= QSGD_BFLOAT16; }
+
 int check_spec(const qsgd_spec& s) {
     const bool codec = is_codec(s.codec) || s.codec == QSGD_CODEC_AUTO;
-    const bool norm = s.norm == QSGD_NORM_MAX || s.norm == QSGD_NORM_L2;
-    const bool dtype = s.dtype >= QSGD_FLOAT32 && s.dtype <= QSGD_BFLOAT16;
+    const bool norm = is_norm(s.norm, s.codec);
+    const bool dtype = is_dtype(s.dtype);
     const bool flags = flags_possible(s.flags, s.codec);
     const bool sizes = s.count <= kMaxCount && s.bucket_size >= 1 && s.bucket_size <= kMaxCount;
     if (!codec || !norm || !dtype || !flags || !sizes) return QSGD_BAD_ARGUMENT;
@@ -97,7 +99,8 @@ int qsgd_solve_levels(const qsgd_spec* spec, const void* gradient, double varian
                       uint32_t* levels) {
     if (!spec || !levels || check_spec(*spec) != QSGD_OK) return QSGD_BAD_ARGUMENT;
     if (!gradient && spec->count) return QSGD_BAD_ARGUMENT;
-    if (!(variance > 0) || !std::isfinite(variance)) return QSGD_BAD_ARGUMENT;
+    if (!(variance > 0) || !std::isfinite(variance) || spec->codec == QSGD_CODEC_ONEBIT)
+        return QSGD_BAD_ARGUMENT;
     return guarded([&] {
         const EncodeJob job = {*spec, layout_of(*spec), gradient, nullptr, false};
         *levels = LevelSolver(job, variance, useful_threads(threads, spec->count)).solve(spec->levels);
@@ -138,8 +141,31 @@ int qsgd_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
     if (!frames || !frame_count || !expected || !bad_frame) return QSGD_BAD_ARGUMENT;
     if (!out && expected->count) return QSGD_BAD_ARGUMENT;
     return guarded([&] {
-        return decode_frames(static_cast<const uint8_t*>(frames), bytes, frame_count, *expected, factor, out,
+        const Output output = {out, static_cast<uint8_t>(expected->dtype), factor, false};
+        return decode_frames(static_cast<const uint8_t*>(frames), bytes, frame_count, *expected, output,
                              threads, *bad_frame);
+    });
+}
+
+int qsgd_add_gradient(const void* gradient, uint32_t dtype, uint64_t count, float* residual,
+                      uint32_t threads) {
+    if ((!gradient || !residual) && count) return QSGD_BAD_ARGUMENT;
+    if (!is_dtype(dtype) || count > kMaxCount) return QSGD_BAD_ARGUMENT;
+    return guarded([&] {
+        parallel(useful_threads(threads, count), count, [&](uint32_t, uint64_t first, uint64_t last) {
+            kernels().add_gradient(gradient, static_cast<uint8_t>(dtype), first, last, residual);
+        });
+        return QSGD_OK;
+    });
+}
+
+int qsgd_subtract_frame(const void* frame, uint64_t bytes, const qsgd_expectation* expected, float* residual,
+                        uint32_t threads) {
+    if (!frame || !expected || (!residual && expected->count)) return QSGD_BAD_ARGUMENT;
+    return guarded([&] {
+        uint32_t bad_frame = 0;
+        return decode_frames(static_cast<const uint8_t*>(frame), bytes, 1, *expected,
+                             {residual, QSGD_FLOAT32, 1, true}, threads, bad_frame);
     });
 }
 
@@ -150,11 +176,12 @@ int qsgd_check(const void* frame, uint64_t bytes, uint64_t* frame_bytes) {
     const int status = read_header(base, bytes, h);
     if (status != QSGD_OK && status != QSGD_ERROR_FRAME) return status;
     *frame_bytes = h.frame_bytes;
-    if (status == QSGD_OK && !scales_possible(base, ceil_div(h.count, h.bucket_size))) return QSGD_BAD_SCALE;
+    const Layout at = status == QSGD_OK ? layout(h.codec, h.levels, h.count, h.bucket_size) : Layout{};
+    if (!scales_possible(base, at.scales)) return QSGD_BAD_SCALE;
     if (checksum_terms(base, 0, h.frame_bytes) != h.checksum) return QSGD_BAD_CHECKSUM;
     if (status != QSGD_OK || has_fixed_width(h.codec)) return status;
     return guarded([&] {
-        const FrameView view = {base, h, layout(h.codec, h.levels, h.count, h.bucket_size), nullptr};
+        const FrameView view = {base, h, at, nullptr};
         return VariablePayload().open(view) ? QSGD_OK : QSGD_BAD_PAYLOAD;
     });
 }

@@ -132,6 +132,11 @@ struct Lanes {
         return {_mm256_and_ps(x.a, _mm256_castsi256_ps(mask.a)),
                 _mm256_and_ps(x.b, _mm256_castsi256_ps(mask.b))};
     }
+    // x in the lanes whose top bit is set in `signs`, else y.
+    static Float where_negative(Int signs, Float x, Float y) {
+        return {_mm256_blendv_ps(y.a, x.a, _mm256_castsi256_ps(signs.a)),
+                _mm256_blendv_ps(y.b, x.b, _mm256_castsi256_ps(signs.b))};
+    }
     static Float multiply(Float x, Float y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
     static Float add(Float x, Float y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
     static __m256 clamp256(__m256 x, __m256 limit) {
@@ -161,6 +166,12 @@ struct Lanes {
         add_square(sum.part[1], _mm256_extractf128_ps(x.a, 1));
         add_square(sum.part[2], _mm256_castps256_ps128(x.b));
         add_square(sum.part[3], _mm256_extractf128_ps(x.b, 1));
+    }
+    static void add_values(Doubles& sum, Float x) {
+        sum.part[0] = _mm256_add_pd(sum.part[0], _mm256_cvtps_pd(_mm256_castps256_ps128(x.a)));
+        sum.part[1] = _mm256_add_pd(sum.part[1], _mm256_cvtps_pd(_mm256_extractf128_ps(x.a, 1)));
+        sum.part[2] = _mm256_add_pd(sum.part[2], _mm256_cvtps_pd(_mm256_castps256_ps128(x.b)));
+        sum.part[3] = _mm256_add_pd(sum.part[3], _mm256_cvtps_pd(_mm256_extractf128_ps(x.b, 1)));
     }
     static double fold(const Doubles& sum) {
         const __m256d low = _mm256_add_pd(sum.part[0], sum.part[2]);

@@ -97,6 +97,10 @@ struct Lanes {
     }
     static Int bits(Float a) { return _mm512_castps_si512(a); }
     static Float keep(Float a, Int mask) { return _mm512_castsi512_ps(bit_and(bits(a), mask)); }
+    // a in the lanes whose top bit is set in `signs`, else b.
+    static Float where_negative(Int signs, Float a, Float b) {
+        return _mm512_mask_blend_ps(_mm512_movepi32_mask(signs), b, a);
+    }
     static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
     static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
     // The value of the smaller magnitude, with the sign of a: a limited to [-limit, limit].
@@ -116,6 +120,10 @@ struct Lanes {
         const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
         sum.low = _mm512_fmadd_pd(low, low, sum.low);
         sum.high = _mm512_fmadd_pd(high, high, sum.high);
+    }
+    static void add_values(Doubles& sum, Float a) {
+        sum.low = _mm512_add_pd(sum.low, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
+        sum.high = _mm512_add_pd(sum.high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
     }
     static double fold(const Doubles& sum) {
         const __m512d eight = _mm512_add_pd(sum.low, sum.high);

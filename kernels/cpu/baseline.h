@@ -174,6 +174,14 @@ struct Lanes {
             return reinterpret_cast<Float4>(reinterpret_cast<Uint4>(x.part[k]) & mask.part[k]);
         });
     }
+    // x in the lanes whose top bit is set in `signs`, else y.
+    static Float where_negative(Int signs, Float x, Float y) {
+        const Int mask = shift_right_signed<31>(signs);
+        return each<Float>([&](int k) {
+            return reinterpret_cast<Float4>((reinterpret_cast<Uint4>(x.part[k]) & mask.part[k]) |
+                                            (reinterpret_cast<Uint4>(y.part[k]) & ~mask.part[k]));
+        });
+    }
     static Float multiply(Float x, Float y) {
         return each<Float>([&](int k) { return x.part[k] * y.part[k]; });
     }
@@ -223,6 +231,12 @@ struct Lanes {
             const Float4 four = x.part[k / 2];
             const Double2 two = {four[k % 2 * 2], four[k % 2 * 2 + 1]};
             sum.part[k] += two * two;
+        }
+    }
+    static void add_values(Doubles& sum, Float x) {
+        for (int k = 0; k < 8; ++k) {
+            const Float4 four = x.part[k / 2];
+            sum.part[k] += Double2{four[k % 2 * 2], four[k % 2 * 2 + 1]};
         }
     }
     static double fold(Doubles sum) {

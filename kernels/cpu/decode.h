@@ -2,7 +2,7 @@
 // alike, otherwise frame by frame through codes in the first-level cache.
 #pragma once
 
-#include "cpu/decode_alike.h"
+#include "cpu/decode_onebit.h"
 #include "cpu/dither.h"
 #include "cpu/sums.h"
 
@@ -12,13 +12,17 @@ namespace {
 class BlockDecoder {
   public:
     BlockDecoder(const DecodeJob& job, FrameWork* work)
-        : job_(job), work_(work), kind_(kind_of(job.frames[0].header)), direct_(job.dtype == QSGD_FLOAT32) {}
+        : job_(job),
+          work_(work),
+          onebit_(job.frames[0].header.codec == QSGD_CODEC_ONEBIT),
+          kind_(onebit_ ? Kind{kUnit, 64, kManyRows, 1, sum_onebit} : kind_of(job.frames[0].header)),
+          direct_(job.dtype == QSGD_FLOAT32 && !job.subtract) {}
 
     // The sum of blocks [first, last), at most kGroup.
     void decode(uint64_t first, uint64_t last) {
         const uint64_t begin = first * kBlock, end = last * kBlock < job_.count ? last * kBlock : job_.count;
         const bool together =
-            job_.alike && end - begin >= kind_.elements && find_all_steps(begin, end - begin);
+            job_.alike && end - begin >= kind_.elements && (onebit_ || find_all_steps(begin, end - begin));
         for (uint64_t at = begin; at < end; at += kBlock) {
             const uint64_t length = end - at < kBlock ? end - at : kBlock;
             const uint64_t whole = together ? length / kind_.elements * kind_.elements : 0;
@@ -47,6 +51,10 @@ class BlockDecoder {
         sums_.clear(length);
         for (uint32_t f = 0; f < job_.frame_count; ++f) {
             const FrameView& frame = job_.frames[f];
+            if (frame.header.codec == QSGD_CODEC_ONEBIT) {
+                add_onebit(frame, begin, length, work_[f]);
+                continue;
+            }
             const bool ternary = frame.header.codec == QSGD_CODEC_TERNARY;
             work_[f].sums[0] +=
                 ternary ? unpack_ternaries(frame, begin, length) : unpack_units(frame, begin, length);
@@ -58,6 +66,12 @@ class BlockDecoder {
             sums_.add(frame, begin, length, codes_, scale);
         }
         sums_.write(job_, begin, length, job_.factor);
+    }
+
+    void add_onebit(const FrameView& frame, uint64_t begin, uint64_t length, FrameWork& work) {
+        const uint64_t offset = frame.at.payload + 64 * (begin / kUnit);
+        work.sums[0] += checksum(frame.base + offset, offset / 8, 8 * ceil_div(length, kUnit));
+        sums_.add_values(onebit_values_.read(frame, begin, length), length);
     }
 
     uint64_t unpack_units(const FrameView& frame, uint64_t begin, uint64_t length) {
@@ -84,9 +98,11 @@ class BlockDecoder {
 
     const DecodeJob& job_;
     FrameWork* const work_;
+    const bool onebit_;
     const Kind kind_;
     const bool direct_;
     Sums<kBlock> sums_;
+    OnebitValues<kBlock> onebit_values_;
     alignas(64) float codes_[kBlock + kTernaryUnit];
 };
 

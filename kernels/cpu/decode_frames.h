@@ -39,8 +39,14 @@ inline int check_sum(const std::vector<FrameView>& views, const qsgd_expectation
         if (agreement != QSGD_OK) return agreement;
     }
     for (bad_frame = 0; bad_frame < views.size(); ++bad_frame)
-        if (!scales_possible(views[bad_frame].base, views[bad_frame].at.buckets)) return QSGD_BAD_SCALE;
+        if (!scales_possible(views[bad_frame].base, views[bad_frame].at.scales)) return QSGD_BAD_SCALE;
     return QSGD_OK;
+}
+
+// Whether no bucket ends within the elements that are summed at a time.
+inline bool has_whole_buckets(const Header& h) {
+    if (h.codec == QSGD_CODEC_ONEBIT) return h.bucket_size % kUnit == 0 || h.bucket_size >= h.count;
+    return h.bucket_size % kFewestElements == 0;
 }
 
 inline bool all_alike(const std::vector<FrameView>& views) {
@@ -49,7 +55,7 @@ inline bool all_alike(const std::vector<FrameView>& views) {
         const Header& h = view.header;
         if (is_subtractive(h)) return false;
         if (h.codec != first.codec || code_bits(h.levels) != code_bits(first.levels)) return false;
-        if (h.bucket_size != first.bucket_size || h.bucket_size % kFewestElements != 0) return false;
+        if (h.bucket_size != first.bucket_size || !has_whole_buckets(h)) return false;
     }
     return true;
 }
@@ -98,8 +104,16 @@ inline int decode_variable(std::vector<FrameView>& views, DecodeJob& job, uint32
     return bad_frame < job.frame_count ? QSGD_BAD_PAYLOAD : QSGD_OK;
 }
 
+// Where a sum goes: written, times the factor, as `dtype`; or subtracted from the float32 that are there.
+struct Output {
+    void* data;
+    uint8_t dtype;
+    float factor;
+    bool subtract;
+};
+
 inline int decode_frames(const uint8_t* frames, uint64_t bytes, uint32_t frame_count,
-                         const qsgd_expectation& expected, float factor, void* out, uint32_t allowed_threads,
+                         const qsgd_expectation& expected, const Output& out, uint32_t allowed_threads,
                          uint32_t& bad_frame) {
     std::vector<FrameView> views(frame_count);
     int status = view_frames(frames, bytes, views, bad_frame);
@@ -107,11 +121,11 @@ inline int decode_frames(const uint8_t* frames, uint64_t bytes, uint32_t frame_c
     if (status != QSGD_OK) return status;
     DecodeJob job = {};
     job.frames = views.data(), job.frame_count = frame_count;
-    job.dtype = static_cast<uint8_t>(expected.dtype);
+    job.dtype = out.dtype;
     job.alike = all_alike(views);
-    job.stream = job.dtype == QSGD_FLOAT32 && expected.count >= kStreamElements &&
-                 reinterpret_cast<uintptr_t>(out) % 64 == 0;
-    job.count = expected.count, job.factor = factor, job.out = out;
+    job.stream = job.dtype == QSGD_FLOAT32 && expected.count >= kStreamElements && !out.subtract &&
+                 reinterpret_cast<uintptr_t>(out.data) % 64 == 0;
+    job.count = expected.count, job.factor = out.factor, job.out = out.data, job.subtract = out.subtract;
 
     const uint32_t threads = useful_threads(allowed_threads, job.count);
     if (any_variable(views)) return decode_variable(views, job, threads, bad_frame);

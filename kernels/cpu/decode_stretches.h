@@ -2,6 +2,7 @@
 // at a time, so that codes and sums stay in the first-level cache.
 #pragma once
 
+#include "cpu/decode_onebit.h"
 #include "cpu/dither.h"
 #include "cpu/elias_reader.h"
 #include "cpu/rans_decode.h"
@@ -84,6 +85,8 @@ class StretchDecoder {
             case QSGD_CODEC_ELIAS_DENSE:
             case QSGD_CODEC_ELIAS_SPARSE:
                 return elias_reader(f).read(begin, length, codes_);
+            case QSGD_CODEC_ONEBIT:
+                return;  // it has values instead
             case QSGD_CODEC_TERNARY:
                 return read_ternary(frame, begin, length, codes_);
             default:
@@ -92,6 +95,8 @@ class StretchDecoder {
     }
 
     void add(const FrameView& frame, uint64_t begin, uint64_t length) {
+        if (frame.header.codec == QSGD_CODEC_ONEBIT)
+            return sums_.add_values(onebit_values_.read(frame, begin, length), length);
         if (!is_subtractive(frame.header)) return sums_.add(frame, begin, length, codes_, 1);
         undo_dither(frame.header, begin, length, codes_, 1, dithered_);
         sums_.add(frame, begin, length, dithered_, 1);
@@ -106,6 +111,7 @@ class StretchDecoder {
     const DecodeJob& job_;
     ReadPosition* const positions_;
     Sums<kReadElements> sums_;
+    OnebitValues<kReadElements> onebit_values_;
     alignas(64) int16_t codes_[kReadElements + 16];  // a vector may begin at the last
     alignas(64) float dithered_[kReadElements + 16];
 };

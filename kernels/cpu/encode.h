@@ -2,6 +2,7 @@
 // throughout.
 #pragma once
 
+#include "cpu/encode_onebit.h"
 #include "cpu/quantize.h"
 #include "cpu/random.h"
 #include "cpu/statistics.h"
@@ -181,11 +182,17 @@ class BlockEncoder {
     alignas(64) int8_t codes_[kBlock];
 };
 
-uint64_t encode_blocks(const EncodeJob& job, uint64_t first, uint64_t last) {
-    BlockEncoder encoder(job, first * kBlock);
+template <class Encoder>
+uint64_t encode_blocks_by(const EncodeJob& job, uint64_t first, uint64_t last) {
+    Encoder encoder(job, first * kBlock);
     uint64_t terms = 0;
     for (uint64_t block = first; block < last; ++block) terms += encoder.encode(block);
     return terms;
+}
+
+uint64_t encode_blocks(const EncodeJob& job, uint64_t first, uint64_t last) {
+    return job.spec.codec == QSGD_CODEC_ONEBIT ? encode_blocks_by<OnebitEncoder>(job, first, last)
+                                               : encode_blocks_by<BlockEncoder>(job, first, last);
 }
 
 }  // namespace

@@ -72,10 +72,13 @@ inline uint64_t encode_variable(EncodeJob& job, uint32_t threads) {
 // Returns the frame's length.
 inline uint64_t encode_frame(EncodeJob job, uint32_t allowed_threads) {
     const uint32_t threads = useful_threads(allowed_threads, job.spec.count);
-    const uint64_t scales_end = QSGD_HEADER_BYTES + 4 * job.at.buckets;
+    const uint64_t scales_end = QSGD_HEADER_BYTES + 4 * job.at.scales;
     memset(job.frame + scales_end, 0, job.at.payload - scales_end);
     job.scales_ready = job.at.buckets > 0 && job.spec.bucket_size >= kLargeBucket;
-    if (job.scales_ready) find_scales_apart(job, threads, job.frame + QSGD_HEADER_BYTES);
+    if (job.scales_ready) {
+        const auto find = job.spec.codec == QSGD_CODEC_ONEBIT ? find_means_apart : find_scales_apart;
+        find(job, threads, job.frame + QSGD_HEADER_BYTES);
+    }
     const uint64_t payload_terms =
         has_fixed_width(job.spec.codec) ? encode_payload(job, threads) : encode_variable(job, threads);
     write_header(job, job.spec.flags & QSGD_FLAG_SQUARED_NORM ? squared_norm_bits(job, threads) : 0);

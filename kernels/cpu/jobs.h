@@ -26,6 +26,13 @@ struct EncodeJob {
     bool scales_ready;
 };
 
+// A bucket's, or a part's, elements on either side of zero: sums of magnitudes (not finite, one of them, if
+// an element is not), and how many are negative.
+struct Sides {
+    double positive = 0, negative = 0;
+    uint64_t negatives = 0;
+};
+
 // Some rows of a tensor, each of sixteen elements of one bucket: one of every `stride`.
 struct RowSample {
     qsgd_spec spec;
@@ -77,6 +84,7 @@ struct DecodeJob {
     uint64_t count;
     float factor;
     void* out;
+    bool subtract;  // from the float32 that are there
 };
 
 // Rows that share a step where frames are summed together: as many as the buckets allow of these two.
@@ -121,6 +129,8 @@ struct Kernels {
     uint64_t (*encode_blocks)(const EncodeJob& job, uint64_t first, uint64_t last);
     // Sum of squares and largest magnitude of sum blocks [first, last), numbered through all buckets.
     void (*sum_blocks)(const EncodeJob& job, uint64_t first, uint64_t last, double* sums, uint32_t* largest);
+    // The same blocks' elements on either side of zero.
+    void (*sum_sides)(const EncodeJob& job, uint64_t first, uint64_t last, Sides* sides);
     // Pairwise tree over the sums of squares of buckets [first, last).
     double (*bucket_squares)(const EncodeJob& job, uint64_t first, uint64_t last);
     // Weighted sum of f (1 - f), f being the part beyond a whole number of levels, that rows [first, last) of
@@ -142,6 +152,8 @@ struct Kernels {
     // frame whose payload is wrong, or frame_count.
     uint32_t (*decode_stretches)(const DecodeJob& job, uint64_t first, uint64_t last,
                                  ReadPosition* positions);
+    // residual[i] += gradient[i] for i in [first, last).
+    void (*add_gradient)(const void* gradient, uint8_t dtype, uint64_t first, uint64_t last, float* residual);
     uint64_t (*checksum)(const uint8_t* words, uint64_t first_word, uint64_t count);
     float (*read_sum)(const float* values, uint64_t n);
 };

@@ -4,6 +4,7 @@
 #include "cpu/elias_blocks.h"
 #include "cpu/encode.h"
 #include "cpu/rans_encode.h"
+#include "cpu/residual.h"
 #include "cpu/rounding.h"
 
 namespace qsgd {
@@ -22,9 +23,11 @@ float read_sum(const float* values, uint64_t n) {
     return total;
 }
 
-#define QSGD_KERNELS(name)                                                                     \
-    {name,         encode_blocks, sum_blocks,   bucket_squares,   rounding_sum, decode_blocks, \
-     sample_codes, encode_rans,   encode_elias, decode_stretches, checksum,     read_sum}
+#define QSGD_KERNELS(name)                                                                       \
+    {                                                                                            \
+        name,          encode_blocks, sum_blocks,  sum_sides,    bucket_squares,   rounding_sum, \
+        decode_blocks, sample_codes,  encode_rans, encode_elias, decode_stretches, add_gradient, \
+        checksum,      read_sum}
 
 }  // namespace
 }  // namespace qsgd

@@ -1,7 +1,7 @@
 // From partial results to a bucket's scale: the same serial code for every instruction set.
 #pragma once
 
-#include "frame.h"
+#include "cpu/jobs.h"
 
 namespace qsgd {
 namespace {
@@ -41,6 +41,29 @@ inline float scale_of(const Statistics& s, uint8_t norm) {
     if (l2 ? !is_finite(s.sum) : s.largest_bits >= kInfBits) return float_from_bits(kNanBits);
     return l2 ? l2_scale(s.sum) : float_from_bits(s.largest_bits);
 }
+
+// The two scales of a onebit bucket of this length to `out`.
+inline void write_means(const Sides& s, uint64_t length, void* out) {
+    const bool finite = is_finite(s.positive) && is_finite(s.negative);
+    const float nan = float_from_bits(kNanBits);
+    const float means[2] = {finite ? mean_of(s.positive, length - s.negatives) : nan,
+                            finite ? mean_of(s.negative, s.negatives) : nan};
+    memcpy(out, means, sizeof means);
+}
+
+// The sides of a bucket from those of its sum blocks, one after the other.
+class SidesTree {
+  public:
+    void add(const Sides& block) {
+        positive_.add(block.positive), negative_.add(block.negative);
+        negatives_ += block.negatives;
+    }
+    Sides total() const { return {positive_.total(), negative_.total(), negatives_}; }
+
+  private:
+    PairwiseTree positive_, negative_;
+    uint64_t negatives_ = 0;
+};
 
 }  // namespace
 }  // namespace qsgd

@@ -10,22 +10,34 @@
 namespace qsgd {
 namespace {
 
+// The sum blocks of all buckets, numbered through.
+struct SumBlocks {
+    uint64_t size, per_bucket, last_length, count, buckets;
+    explicit SumBlocks(const EncodeJob& job)
+        : size(job.spec.bucket_size < job.spec.count ? job.spec.bucket_size : job.spec.count),
+          per_bucket(ceil_div(size, kSumBlock)),
+          last_length(job.spec.count - (job.at.buckets - 1) * size),
+          count((job.at.buckets - 1) * per_bucket + ceil_div(last_length, kSumBlock)),
+          buckets(job.at.buckets) {}
+
+    // Calls body(bucket, length, first, last) for each bucket, whose blocks are [first, last).
+    template <class Body>
+    void each_bucket(Body&& body) const {
+        for (uint64_t k = 0; k + 1 < buckets; ++k) body(k, size, k * per_bucket, (k + 1) * per_bucket);
+        body(buckets - 1, last_length, (buckets - 1) * per_bucket, count);
+    }
+};
+
 // The scales of all buckets to `scales`, in a pass of its own that all threads share.
 inline void find_scales_apart(const EncodeJob& job, uint32_t threads, void* scales) {
-    const qsgd_spec& spec = job.spec;
     if (job.at.buckets == 0) return;
-    const uint64_t size = spec.bucket_size < spec.count ? spec.bucket_size : spec.count;
-    const uint64_t per_bucket = ceil_div(size, kSumBlock);
-    const uint64_t last_length = spec.count - (job.at.buckets - 1) * size;
-    const uint64_t blocks = (job.at.buckets - 1) * per_bucket + ceil_div(last_length, kSumBlock);
-    std::vector<double> sums(blocks);
-    std::vector<uint32_t> largest(blocks);
-    parallel(threads, blocks, [&](uint32_t, uint64_t first, uint64_t last) {
+    const SumBlocks blocks(job);
+    std::vector<double> sums(blocks.count);
+    std::vector<uint32_t> largest(blocks.count);
+    parallel(threads, blocks.count, [&](uint32_t, uint64_t first, uint64_t last) {
         kernels().sum_blocks(job, first, last, sums.data(), largest.data());
     });
-    for (uint64_t bucket = 0; bucket < job.at.buckets; ++bucket) {
-        const uint64_t first = bucket * per_bucket;
-        const uint64_t last = bucket + 1 == job.at.buckets ? blocks : first + per_bucket;
+    blocks.each_bucket([&](uint64_t bucket, uint64_t, uint64_t first, uint64_t last) {
         Statistics all;
         PairwiseTree tree;
         for (uint64_t k = first; k < last; ++k) {
@@ -33,9 +45,23 @@ inline void find_scales_apart(const EncodeJob& job, uint32_t threads, void* scal
             tree.add(sums[k]);
         }
         all.sum = tree.total();
-        const float scale = scale_of(all, spec.norm);
+        const float scale = scale_of(all, job.spec.norm);
         memcpy(static_cast<uint8_t*>(scales) + 4 * bucket, &scale, sizeof scale);
-    }
+    });
+}
+
+// The same with onebit, whose buckets have two.
+inline void find_means_apart(const EncodeJob& job, uint32_t threads, void* scales) {
+    const SumBlocks blocks(job);
+    std::vector<Sides> sides(blocks.count);
+    parallel(threads, blocks.count, [&](uint32_t, uint64_t first, uint64_t last) {
+        kernels().sum_sides(job, first, last, sides.data());
+    });
+    blocks.each_bucket([&](uint64_t bucket, uint64_t length, uint64_t first, uint64_t last) {
+        SidesTree tree;
+        for (uint64_t k = first; k < last; ++k) tree.add(sides[k]);
+        write_means(tree.total(), length, static_cast<uint8_t*>(scales) + 8 * bucket);
+    });
 }
 
 }  // namespace

@@ -77,18 +77,24 @@ inline FindScales find_scales_of(uint8_t dtype, uint8_t norm) {
     });
 }
 
-void sum_blocks(const EncodeJob& job, uint64_t first, uint64_t last, double* sums, uint32_t* largest) {
-    const qsgd_spec& spec = job.spec;
-    const StatisticsOf statistics = statistics_of(spec.dtype, spec.norm == QSGD_NORM_L2);
+// Calls body(k, element, length) for each sum block k in [first, last), numbered through all buckets.
+template <class Body>
+void each_sum_block(const qsgd_spec& spec, uint64_t first, uint64_t last, Body&& body) {
     const uint64_t per_bucket = ceil_div(bucket_length(spec, 0), kSumBlock);
     for (uint64_t k = first; k < last; ++k) {
         const uint64_t bucket = k / per_bucket, begin = k % per_bucket * kSumBlock;
         const uint64_t left = bucket_length(spec, bucket) - begin;
-        const Statistics s =
-            statistics(job.gradient, bucket * spec.bucket_size + begin, left < kSumBlock ? left : kSumBlock);
+        body(k, bucket * spec.bucket_size + begin, left < kSumBlock ? left : kSumBlock);
+    }
+}
+
+void sum_blocks(const EncodeJob& job, uint64_t first, uint64_t last, double* sums, uint32_t* largest) {
+    const StatisticsOf statistics = statistics_of(job.spec.dtype, job.spec.norm == QSGD_NORM_L2);
+    each_sum_block(job.spec, first, last, [&](uint64_t k, uint64_t element, uint64_t length) {
+        const Statistics s = statistics(job.gradient, element, length);
         sums[k] = s.sum;
         largest[k] = s.largest_bits;
-    }
+    });
 }
 
 double bucket_squares(const EncodeJob& job, uint64_t first, uint64_t last) {

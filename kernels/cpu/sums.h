@@ -31,8 +31,15 @@ class Sums {
         }
     }
 
+    // Adds values.
+    void add_values(const float* values, uint64_t length) {
+        for (uint64_t i = 0; i < length; i += 16)
+            Lanes::store(sum_ + i, Lanes::add(Lanes::load(sum_ + i), Lanes::load(values + i)));
+    }
+
     // Elements [begin, begin + length) of the result.
     void write(const DecodeJob& job, uint64_t begin, uint64_t length, float factor) const {
+        if (job.subtract) return subtract_from(element_at<float>(job.out, begin), length);
         with_dtype(job.dtype, [&](auto t) {
             using T = decltype(t);
             auto* out = element_at<typename T::Element>(job.out, begin);
@@ -48,6 +55,24 @@ class Sums {
     }
 
   private:
+    // out -= sum, and 0 where that is not finite.
+    void subtract_from(float* out, uint64_t length) const {
+        const Lanes::Float minus_one = Lanes::set(-1.0f);
+        const Lanes::Int magnitude = Lanes::set(0x7FFFFFFFu);
+        const Lanes::Int to_top = Lanes::set(0u - kInfBits);  // of all that are below infinity
+        const auto left_of = [&](Lanes::Float x, uint64_t i) QSGD_INLINE_LAMBDA {
+            const Lanes::Float rest = Lanes::add(x, Lanes::multiply(Lanes::load(sum_ + i), minus_one));
+            const Lanes::Int finite = Lanes::add(Lanes::bit_and(Lanes::bits(rest), magnitude), to_top);
+            return Lanes::keep(rest, Lanes::shift_right_signed<31>(finite));
+        };
+        uint64_t i = 0;
+        for (; i + 16 <= length; i += 16) Lanes::store(out + i, left_of(Lanes::load(out + i), i));
+        if (i == length) return;
+        float last[16];
+        Lanes::store(last, left_of(load_some<Float32>(out + i, length - i), i));
+        memcpy(out + i, last, (length - i) * sizeof *last);
+    }
+
     template <class Code>
     void add_bucket(const Code* codes, uint64_t from, uint64_t to, float step, float unrescale) {
         alignas(64) static const uint32_t kOnes[32] = {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u,

@@ -51,7 +51,8 @@ Input seed_of(uint8_t codec, uint32_t levels, uint64_t count, uint64_t bucket, u
     qsgd_spec spec = {};
     spec.count = count, spec.bucket_size = bucket, spec.levels = levels, spec.codec = codec,
     spec.dtype = dtype;
-    spec.norm = QSGD_NORM_MAX, spec.columns = columns, spec.seed = count;
+    spec.norm = codec == QSGD_CODEC_ONEBIT ? QSGD_NORM_NONE : QSGD_NORM_MAX;
+    spec.columns = columns, spec.seed = count;
     std::vector<float> values(count + 1);
     for (float& value : values) {
         const double x = static_cast<double>(below(1u << 24)) / (1 << 23) - 1;
