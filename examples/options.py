@@ -34,9 +34,15 @@ def parse_options(description: str | None) -> argparse.Namespace:
     qsgd.add_argument("--norm", choices=("max", "l2"), default=OMIT, help="what the scale is (default: max)")
     qsgd.add_argument(
         "--codec",
-        choices=("packed", "ternary", "elias-dense", "elias-sparse", "rans", "auto"),
+        choices=("packed", "ternary", "elias-dense", "elias-sparse", "rans", "onebit", "auto"),
         default=OMIT,
         help="how codes become bytes (default: packed)",
+    )
+    qsgd.add_argument(
+        "--error-feedback",
+        action="store_true",
+        default=OMIT,
+        help="add what was left out of a gradient to the next one: for --codec onebit",
     )
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=positive, default=3, metavar="N", help="default: 3")
@@ -73,5 +79,5 @@ def positive(text: str) -> int:
 
 def quantization(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of QSGD that were given; it has defaults for the others, and checks them all."""
-    names = ("bits", "variance", "bucket_size", "norm", "codec")
+    names = ("bits", "variance", "bucket_size", "norm", "codec", "error_feedback")
     return {name: value for name, value in vars(options).items() if name in names}

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_qsgd import frames, native, wire
-from hvd_qsgd.config import DEFAULT, BucketSize, Quantization, whole_number
+from hvd_qsgd.config import DEFAULT, BucketSize, Levels, Quantization, whole_number
 from hvd_qsgd.errors import QSGDError
 
 Array = npt.NDArray[Any]
@@ -21,7 +21,7 @@ def encode(
     array: npt.ArrayLike,
     bits: int | None = None,
     *,
-    levels: int | None = None,
+    levels: Levels = None,
     variance: float | None = None,
     bucket_size: BucketSize = DEFAULT,
     norm: str | None = None,

@@ -19,6 +19,9 @@ DEFAULT_MIN_SIZE = 1024
 
 IntOrNone = Union[int, None]
 AUTO = "auto"  # the codec that makes the shortest frames
+SQRT = "sqrt"  # levels that follow from the size of a bucket
+
+Levels = Union[int, str, None]
 
 
 class Default(enum.Enum):
@@ -39,7 +42,8 @@ class Quantization:
     """How values become codes: what a frame's header says of it, or what decides that.
 
     Attributes:
-        levels: s; a code is an integer in [-s, s]. None: as many as ``variance`` asks for.
+        levels: s; a code is an integer in [-s, s]. None: as many as ``variance`` asks for. ``"sqrt"``: √n, n being the
+            elements of a bucket (QSGD, theorem 3.3), or the most that the codec has.
         bucket_size: elements that share one scale; ``None``: one scale for the whole tensor.
         norm: ``"max"`` or ``"l2"``, what the scale is (QSGD, Alistarh et al. 2017, section 4 and section 3.1); ``"none"``
             with codec ``"onebit"``.
@@ -53,7 +57,7 @@ class Quantization:
             effect on quantization noise", 1964).
     """
 
-    levels: int | None
+    levels: Levels
     bucket_size: int | None
     norm: str
     codec: str
@@ -64,7 +68,7 @@ class Quantization:
     def create(
         cls,
         bits: int | None = None,
-        levels: int | None = None,
+        levels: Levels = None,
         variance: float | None = None,
         bucket_size: BucketSize = DEFAULT,
         norm: str | None = None,
@@ -141,10 +145,14 @@ class Quantization:
                 kept["levels"] = self.levels
         return Quantization.create(**{**kept, **changes})
 
-    @property
-    def most_levels(self) -> int:
-        """Levels, or as many as may be chosen for a variance."""
-        return _most_levels(self.codec) if self.levels is None else self.levels
+    def levels_for(self, count: int) -> int:
+        """Levels for a tensor of ``count`` elements, or as many as may be chosen for a variance."""
+        if isinstance(self.levels, int):
+            return self.levels
+        if self.levels is None:
+            return most_levels(self.codec)
+        root = math.isqrt(min(count, self.bucket_size_for(count)))
+        return max(1, min(root, most_levels(self.codec)))
 
     @property
     def fixed_length(self) -> bool:
@@ -194,12 +202,15 @@ def _positive(name: str, value: Any) -> float:
     return number
 
 
-def _most_levels(codec: str) -> int:
+def most_levels(codec: str) -> int:
+    """The most levels that the codec can code."""
     return max(each.max_levels for each in CODECS.values()) if codec == AUTO else CODECS[codec].max_levels
 
 
-def _resolve_levels(bits: IntOrNone, levels: IntOrNone, codec: str) -> int:
-    limit = _most_levels(codec)
+def _resolve_levels(bits: IntOrNone, levels: Levels, codec: str) -> int | str:
+    limit = most_levels(codec)
+    if levels == SQRT:
+        return SQRT
     if levels is not None:
         return whole_number("levels", levels, 1, limit, f" for codec={codec!r}")
     most = (limit + 1).bit_length()

@@ -30,7 +30,7 @@ def make_spec(
 def set_quantization(spec: native.Spec, quantization: Quantization) -> None:
     """Let ``spec`` say how to encode from now on."""
     spec.bucket_size = quantization.bucket_size_for(spec.count)
-    spec.levels = quantization.most_levels
+    spec.levels = quantization.levels_for(spec.count)
     spec.codec = codec_id(quantization.codec)
     spec.norm = wire.NORM_IDS[quantization.norm]
     spec.flags = spec.flags & ~wire.SUBTRACTIVE | wire.DITHERS[quantization.dither]

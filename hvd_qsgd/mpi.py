@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hvd_qsgd.arrays import as_gradient, from_wire, wire_array
 from hvd_qsgd.compressor import Compressor, Options, Ranks
-from hvd_qsgd.config import DEFAULT, BucketSize, Quantization
+from hvd_qsgd.config import DEFAULT, BucketSize, Levels, Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.steps import Ticket
 from hvd_qsgd.transport.mpi import MpiTransport, import_mpi
@@ -25,7 +25,7 @@ def allreduce(
     op: str = "average",
     *,
     bits: int | None = None,
-    levels: int | None = None,
+    levels: Levels = None,
     variance: float | None = None,
     bucket_size: BucketSize = DEFAULT,
     norm: str | None = None,

@@ -23,7 +23,9 @@ except ImportError as _error:
 
 from hvd_qsgd import frames, native, tensorflow_ops, wire
 from hvd_qsgd.compressor import STATE_VERSION, Options, read_state
-from hvd_qsgd.config import AUTO, DEFAULT, DEFAULT_MIN_SIZE, BucketSize, Quantization, whole_number
+from hvd_qsgd.config import (
+    AUTO, DEFAULT, DEFAULT_MIN_SIZE, SQRT, BucketSize, Levels, Quantization, most_levels, whole_number
+)  # fmt: skip
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method
 from hvd_qsgd.selection import Predicate, make_skip
@@ -56,7 +58,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
     Args:
         bits: b = 2..8 bits a value: 2^(b-1) - 1 levels on either side of zero. Default 4.
-        levels: the levels instead: 1..127, or 1..32767 with codecs of variable length.
+        levels: the levels instead: 1..127, or 1..32767 with codecs of variable length; or "sqrt": √n of a bucket of n.
         variance: w > 0: as many levels instead, for each tensor in each step, as bring the relative variance
             E||Q(v) - v||^2 / ||v||^2 = w, or the next lower one that whole numbers of levels allow; if the codec has
             fewer levels, all it has.
@@ -88,7 +90,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         self,
         bits: int | None = None,
         *,
-        levels: int | None = None,
+        levels: Levels = None,
         variance: float | None = None,
         bucket_size: BucketSize = DEFAULT,
         norm: str | None = None,
@@ -118,8 +120,8 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         self._next_steps: dict[str, Any] = {}  # tensor -> the step that it belongs to next
 
     @property
-    def levels(self) -> int | None:
-        """Levels on either side of zero, as of the next gradient; None with ``variance``."""
+    def levels(self) -> Levels:
+        """Levels on either side of zero, as of the next gradient, or "sqrt"; None with ``variance``."""
         return self._quantization().levels
 
     def __repr__(self) -> str:
@@ -281,7 +283,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             levels, bucket_size, norm, codec, variance, flags, _ = self._settings.numpy()
         wanted = float(variance.view(np.float64)) or None
         name = AUTO if codec == native.CODEC_AUTO else wire.CODEC_NAMES[int(codec)]
-        levels = None if wanted else int(levels)
+        levels = None if wanted else SQRT if levels < 0 else int(levels)
         dither = wire.DITHER_NAMES[int(flags)]
         return Quantization(levels, int(bucket_size) or None, wire.NORM_NAMES[int(norm)], name, wanted, dither)
 
@@ -332,7 +334,8 @@ def _settings(quantization: Quantization, seed: int) -> list[int]:
     variance, bits_of_seed = np.float64(q.variance or 0).view(np.int64), np.uint64(seed).view(np.int64)
     flags = wire.DITHERS[q.dither]
     kinds = [wire.NORM_IDS[q.norm], frames.codec_id(q.codec), int(variance), flags]
-    return [q.most_levels, q.bucket_size or 0, *kinds, int(bits_of_seed)]
+    levels = q.levels if isinstance(q.levels, int) else most_levels(q.codec) * (-1 if q.levels == SQRT else 1)
+    return [levels, q.bucket_size or 0, *kinds, int(bits_of_seed)]
 
 
 def _variable(value: Any) -> Any:

@@ -19,7 +19,7 @@ except ImportError as _error:
 
 from hvd_qsgd import native, presets, residuals
 from hvd_qsgd.compressor import Compressor, Options, Ranks
-from hvd_qsgd.config import DEFAULT, DEFAULT_MIN_SIZE, BucketSize, Quantization
+from hvd_qsgd.config import DEFAULT, DEFAULT_MIN_SIZE, BucketSize, Levels, Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method
 from hvd_qsgd.residuals import Residuals
@@ -67,7 +67,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
 
     Args:
         bits: b = 2..8 bits a value: 2^(b-1) - 1 levels on either side of zero. Default 4.
-        levels: the levels instead: 1..127, or 1..32767 with codecs of variable length.
+        levels: the levels instead: 1..127, or 1..32767 with codecs of variable length; or "sqrt": √n of a bucket of n.
         variance: w > 0: as many levels instead, for each tensor in each step, as bring the relative variance
             E||Q(v) - v||^2 / ||v||^2 = w, or the next lower one that whole numbers of levels allow; if the codec has
             fewer levels, all it has.
@@ -106,7 +106,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         self,
         bits: int | None = None,
         *,
-        levels: int | None = None,
+        levels: Levels = None,
         variance: float | None = None,
         bucket_size: BucketSize = DEFAULT,
         norm: str | None = None,
@@ -149,8 +149,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         return _rebuild, (type(self), self._others, self.state_dict())
 
     @property
-    def levels(self) -> int | None:
-        """Levels on either side of zero, as of the next gradient; None with ``variance``."""
+    def levels(self) -> Levels:
+        """Levels on either side of zero, as of the next gradient, or "sqrt"; None with ``variance``."""
         return self._core.quantization.levels
 
     def __repr__(self) -> str:

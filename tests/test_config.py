@@ -67,7 +67,7 @@ def test_defaults_with_a_variance() -> None:
     given = Quantization.create(variance=np.float32(0.5), bucket_size=512, norm="max", codec="packed")
     assert given == dataclasses.replace(DEFAULT, levels=None, variance=0.5)
     assert type(given.variance) is float
-    assert (quantization.most_levels, given.most_levels, DEFAULT.most_levels) == (32767, 127, 7)
+    assert [each.levels_for(1000) for each in (quantization, given, DEFAULT)] == [32767, 127, 7]
 
 
 def test_a_variance_is_changed() -> None:

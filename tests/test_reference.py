@@ -463,7 +463,7 @@ BAD = [
     ("1", "magic", edit(GOOD, 0, b"q")),
     ("1", "version", edit(GOOD, 4, b"\0")),
     ("1", "version", edit(GOOD, 4, b"\2")),
-    ("1", "codec", edit(GOOD, 5, b"\6")),
+    ("1", "codec", edit(GOOD, 5, b"\7")),
     ("1", "norm", edit(GOOD, 6, b"\0")),
     ("1", "norm", edit(GOOD, 6, b"\3")),
     ("1", "norm", edit(ERROR, 6, b"\1")),

@@ -1,4 +1,6 @@
 // The ops on the CPU.
+#include <cmath>
+
 #include "tensorflow/tensor.h"
 
 namespace qsgd_tensorflow {
@@ -42,7 +44,7 @@ class Encode : public TensorOp {
         spec.bucket_size =
             set(kBucketSize) ? static_cast<uint64_t>(set(kBucketSize)) : std::max(elements, uint64_t{1});
         spec.seed = static_cast<uint64_t>(set(kSeed));
-        spec.levels = narrow<uint32_t>(set(kLevels));
+        spec.levels = levels_of(set(kLevels), std::min(spec.bucket_size, elements));
         spec.rank = rank_;
         spec.tensor = tensor_;
         spec.step = step;
@@ -54,6 +56,12 @@ class Encode : public TensorOp {
         const std::vector<uint64_t> shape(sizes.begin(), sizes.end());
         spec.columns = qsgd_columns(shape.data(), static_cast<uint32_t>(shape.size()));
         return spec;
+    }
+
+    static uint32_t levels_of(int64_t setting, uint64_t elements) {
+        if (setting >= 0) return narrow<uint32_t>(setting);
+        const auto root = static_cast<int64_t>(std::sqrt(static_cast<double>(elements)));
+        return narrow<uint32_t>(std::max(int64_t{1}, std::min(root, -setting)));
     }
 
     static double variance_of(const Tensor& settings) {
