@@ -15,7 +15,11 @@ from hvd_qsgd.errors import QSGDError
 Values = npt.NDArray[np.float32]
 Setting = dict[str, Any]  # arguments of arrays.encode
 
-FIXED_WIDTH: dict[str, list[Setting]] = {"packed": [{"bits": bits} for bits in (2, 3, 4, 8)], "ternary": [{}], "onebit": [{}]}
+FIXED_WIDTH: dict[str, list[Setting]] = {
+    "packed": [{"bits": bits} for bits in (2, 3, 4, 8)],
+    "ternary": [{}],
+    "onebit": [{}],
+}
 ENTROPY_CODED: list[Setting] = [{"levels": 7}, {"variance": 0.1, "bucket_size": None, "norm": "l2"}]
 
 

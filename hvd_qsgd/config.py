@@ -45,8 +45,8 @@ class Quantization:
         levels: s; a code is an integer in [-s, s]. None: as many as ``variance`` asks for. ``"sqrt"``: √n, n being the
             elements of a bucket (QSGD, theorem 3.3), or the most that the codec has.
         bucket_size: elements that share one scale; ``None``: one scale for the whole tensor.
-        norm: ``"max"`` or ``"l2"``, what the scale is (QSGD, Alistarh et al. 2017, section 4 and section 3.1); ``"none"``
-            with codec ``"onebit"``.
+        norm: ``"max"`` or ``"l2"``, what the scale is (QSGD, Alistarh et al. 2017, section 4 and section 3.1);
+            ``"none"`` with codec ``"onebit"``.
         codec: how codes become bytes: ``"packed"`` (fixed width), ``"ternary"`` (s = 1 at 1.6 bits), ``"elias-dense"``,
             ``"elias-sparse"`` (QSGD's theorems 3.3 and 3.2), ``"rans"`` (near their entropy), or ``"auto"``: the one of
             these that makes a tensor's frames shortest. ``"onebit"``: no codes, but signs, and the means of either sign
@@ -110,15 +110,17 @@ class Quantization:
         return cls(_resolve_levels(bits, levels, codec), bucket_size, norm, codec, None, dither)
 
     @classmethod
-    def _onebit(cls, bits: Any, levels: Any, variance: Any, bucket_size: int | None, norm: Any, dither: Any) -> Quantization:
+    def _onebit(
+        cls, bits: Any, levels: Any, variance: Any, bucket_size: int | None, norm: Any, dither: Any
+    ) -> Quantization:
         """1-bit SGD's, which has nothing else to choose; what a state says of it is taken."""
         given = {"bits": bits, "levels": levels if levels != 1 else None, "variance": variance}
         given |= {"norm": norm if norm != "none" else None, "dither": dither if dither != "nonsubtractive" else None}
         for name, value in given.items():
             if value is not None:
                 raise QSGDError(
-                    f"{name}={value!r} does not apply to codec='onebit', which sends signs and two means a bucket: leave "
-                    f"{name} out"
+                    f"{name}={value!r} does not apply to codec='onebit', which sends signs and two means a bucket: "
+                    f"leave {name} out"
                 )
         return cls(1, bucket_size, "none", ONEBIT)
 

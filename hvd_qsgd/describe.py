@@ -106,7 +106,11 @@ def _flags(flags: int) -> str:
 
 
 def _meanings_of_error(values: dict[str, Any]) -> dict[str, str]:
-    return {**_common(values), "norm": "an error frame has no scales", "coded_bytes": f"with the message: {values['message']}"}
+    return {
+        **_common(values),
+        "norm": "an error frame has no scales",
+        "coded_bytes": f"with the message: {values['message']}",
+    }
 
 
 def _common(values: dict[str, Any]) -> dict[str, str]:

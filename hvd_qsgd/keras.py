@@ -27,6 +27,7 @@ import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
 from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.residuals import KEY
 from hvd_qsgd.tensorflow import QSGD, NumbersOfGraphs  # says what is missing, if Horovod is
 
 # isort: split
@@ -123,7 +124,9 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignor
         compression = getattr(model.optimizer, "compression", None)
         if isinstance(compression, QSGD):
             compression.expect(len(model.trainable_variables))  # else a checkpoint would restore them after this
-            compression.load_state_dict(hvd.broadcast_object(compression.state_dict(), self.root_rank))
+            own = compression.state_dict()
+            residuals = {KEY: own.pop(KEY)} if KEY in own else {}  # every rank keeps its own
+            compression.load_state_dict({**hvd.broadcast_object(own, self.root_rank), **residuals})
 
 
 class MetricAverageCallback(keras.callbacks.Callback):  # type: ignore[misc]

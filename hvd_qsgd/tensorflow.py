@@ -11,7 +11,6 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 try:
     import horovod.tensorflow as hvd
@@ -21,16 +20,25 @@ except ImportError as _error:
         "hvd_qsgd.tensorflow needs Horovod built for TensorFlow, which cannot be imported here: see README.md"
     ) from _error
 
-from hvd_qsgd import frames, native, tensorflow_ops, wire
+from hvd_qsgd import frames, native, presets, residuals, tensorflow_ops, wire
 from hvd_qsgd.compressor import STATE_VERSION, Options, read_state
 from hvd_qsgd.config import (
-    AUTO, DEFAULT, DEFAULT_MIN_SIZE, SQRT, BucketSize, Levels, Quantization, most_levels, whole_number
-)  # fmt: skip
+    AUTO,
+    DEFAULT,
+    DEFAULT_MIN_SIZE,
+    SQRT,
+    BucketSize,
+    Levels,
+    Quantization,
+    most_levels,
+    whole_number,
+)
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method
 from hvd_qsgd.selection import Predicate, make_skip
 from hvd_qsgd.stats import Stats
 from hvd_qsgd.steps import STEPS, Steps, Ticket, operation_prefix, tensor_id
+from hvd_qsgd.tensorflow_residuals import Residuals
 from hvd_qsgd.transport.horovod import membership
 
 Tensor = Any  # tf.Tensor, to type checkers
@@ -66,7 +74,8 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm). Default "max"; with variance "l2".
         codec: "packed" (fixed width), "ternary" (levels=1 in 1.6 bits), "elias-dense" or "elias-sparse" (QSGD's own
             codes, of variable length), "rans" (near the codes' entropy) or "auto": for each tensor the one whose frames
-            are shortest. Default "packed"; with variance "auto".
+            are shortest. Default "packed"; with variance "auto". Or "onebit" (1-bit SGD, Seide et al. 2014): the sign
+            of each value, and the means of either sign in a bucket, to which no other argument but bucket_size applies.
         dither: "nonsubtractive"; or "subtractive", with codec "packed" or "ternary": receivers subtract the random
             numbers that were added before rounding. About half of the variance for the same bits, for zeros as well.
         min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.
@@ -76,6 +85,9 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         name: of this compressor, the same on all ranks. Needed if ranks first use several compressors in different
             order.
         process_set: Horovod's process set; the same one as the optimizer's.
+        error_feedback: add what encoding left out of a gradient to its next one (1-bit SGD, Seide et al. 2014): for
+            codecs that are biased, such as "onebit". Keeps a float32 variable for each compressed gradient, whose shape
+            must be static. The same on all ranks.
 
     Gradients of float32, float16, bfloat16 and float64 (sent as float32) are compressed, on the CPU; others are left
     to Horovod, and so are ``tf.IndexedSlices``.
@@ -101,10 +113,11 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         seed: int = 0,
         name: str | None = None,
         process_set: Any = hvd.global_process_set,
+        error_feedback: bool = False,
     ) -> None:
         super().__init__()
         quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
-        self._options = Options(min_size, seed, name)
+        self._options = Options(min_size, seed, name, error_feedback=error_feedback)
         if skip is not None and not callable(skip):
             raise QSGDError(f"skip={skip!r} is not a function: TensorFlow's gradients have no names to match")
         self._skip = make_skip(skip, have_names=False)
@@ -116,8 +129,18 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         self._prefix: str | None = None
         self._traced, self._reduced = NumbersOfGraphs(), NumbersOfGraphs()
         self._eager = Steps()
-        self._settings = _variable(_settings(quantization, seed))
+        self._settings = tensorflow_ops.variable(_settings(quantization, seed), tf.int64)
         self._next_steps: dict[str, Any] = {}  # tensor -> the step that it belongs to next
+        self._residuals = Residuals() if error_feedback else None
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> QSGD:
+        """A compressor with the arguments of a variant in the literature (``hvd_qsgd.presets``), and others of yours.
+
+        Raises:
+            QSGDError: there is no such preset, or an argument is wrong.
+        """
+        return cls(**{**presets.arguments(name), **overrides})
 
     @property
     def levels(self) -> Levels:
@@ -142,8 +165,8 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         with tf.device("cpu"):
             shape = tf.shape(gradient, out_type=tf.int64)
             step = self._step(about["tensor_name"])
-            frame, link = self._ops.qsgd_encode(gradient, self._settings.read_value(), step, **about)
-            token = self._ops.qsgd_token(frame, shape, T=gradient.dtype, name=self._reduced_name(), **about)
+            frame, link = self._encode(gradient, step, about)
+            token = self._ops.qsgd_token(frame, shape, T=self._wire(tensor.dtype), name=self._reduced_name(), **about)
         return token, _OnItsWay(tensor.shape, tensor.dtype, about, frame, link, step, shape, ticket)
 
     @Method
@@ -156,7 +179,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             return tf.cast(tensor, ctx)
         if ctx.ticket is not None:
             ctx.ticket.close()
-        about = {"T": WIRE_DTYPES[ctx.dtype], **ctx.about}
+        about = {"T": self._wire(ctx.dtype), **ctx.about}
         with tf.device("cpu"):
             # No rank sends its frame before it has the token, which tells whether all of them will.
             frame, factor = self._ops.qsgd_accept(ctx.frame, tensor, ctx.step, ctx.shape, **about)
@@ -188,19 +211,31 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
     @Method
     def state_dict(self) -> dict[str, Any]:
-        """What continues a run bit for bit, for ``hvd.broadcast_object`` or a checkpoint of your own: plain values."""
+        """What continues a run bit for bit, for ``hvd.broadcast_object`` or a checkpoint of your own: plain values.
+
+        With error feedback also copies of this rank's residuals, as arrays: each rank saves its own.
+        """
         with tf.init_scope():
             steps = {name: int(step) % STEPS for name, step in self._next_steps.items()}
         quantization = dataclasses.asdict(self._quantization())
-        return {"version": STATE_VERSION, "steps": steps, "seed": self._seed(), **quantization}
+        state = {"version": STATE_VERSION, "steps": steps, "seed": self._seed(), **quantization}
+        return state if self._residuals is None else {**state, residuals.KEY: self._residuals.state()}
 
     @Method
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what ``state_dict`` returned. All ranks must load the same."""
+        """Continue from what ``state_dict`` returned. All ranks must load the same, but for residuals: each its own.
+
+        A rank that loads another's residuals, or a state without them, begins with zeros.
+        """
         quantization, seed, steps = read_state(state, "steps")
         if not isinstance(steps, dict):
             raise QSGDError(f"steps={steps!r} is not a step for each tensor; pass what state_dict() returned")
         checked = {str(name): whole_number(f"step of {name}", step, 0, STEPS - 1) for name, step in steps.items()}
+        owner, arrays = residuals.read_state(state, self._residuals is not None)
+        if self._residuals is not None:
+            self._residuals.load(owner, arrays)
+            if hvd.is_initialized():
+                self._residuals.belong_to(membership(hvd, self._process_set)[0])
         self._set(quantization, seed)
         with tf.init_scope():
             for name in {*self._next_steps, *checked}:
@@ -219,6 +254,19 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         dimensions = 2 if shape.rank is None else shape.rank
         count = shape.num_elements()
         return self._options.wants(self._options.min_size if count is None else count, dimensions)
+
+    def _wire(self, dtype: tf.DType) -> tf.DType:
+        """What travels; with error feedback float32, whatever comes."""
+        return WIRE_DTYPES[dtype] if self._residuals is None else tf.float32
+
+    def _encode(self, gradient: Tensor, step: Tensor, about: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        settings = self._settings.read_value()
+        if self._residuals is None:
+            return self._ops.qsgd_encode(gradient, settings, step, **about)  # type: ignore[no-any-return]
+        residual = self._residuals.of(about["tensor_name"], gradient.shape, about["rank"])
+        return self._ops.qsgd_encode_residual(  # type: ignore[no-any-return]
+            gradient, settings, step, residual.handle, **about
+        )
 
     def _number(self) -> tuple[int, Ticket | None]:
         """Which gradient this is: of the outermost function that is being traced, or of the step in eager mode."""
@@ -271,7 +319,9 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
     def _counter(self, name: str) -> Any:
         if name not in self._next_steps:
-            self._next_steps[name] = _variable(0)  # which a checkpoint may have waited to restore
+            self._next_steps[name] = tensorflow_ops.variable(
+                0, tf.int64
+            )  # which a checkpoint may have waited to restore
         return self._next_steps[name]
 
     def _set(self, quantization: Quantization, seed: int) -> None:
@@ -336,12 +386,3 @@ def _settings(quantization: Quantization, seed: int) -> list[int]:
     kinds = [wire.NORM_IDS[q.norm], frames.codec_id(q.codec), int(variance), flags]
     levels = q.levels if isinstance(q.levels, int) else most_levels(q.codec) * (-1 if q.levels == SQRT else 1)
     return [levels, q.bucket_size or 0, *kinds, int(bits_of_seed)]
-
-
-def _variable(value: Any) -> Any:
-    """An int64 variable that belongs to no function, whichever is being traced.
-
-    tf.Variable() would ask that function, which allows new variables in its first trace only and then traces twice.
-    """
-    with tf.init_scope(), tf.device("cpu"):
-        return ResourceVariable(value, dtype=tf.int64, trainable=False)

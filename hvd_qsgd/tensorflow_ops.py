@@ -9,6 +9,7 @@ from ctypes import c_int, c_int64, c_uint64
 from typing import Any, NoReturn
 
 import tensorflow as tf
+from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.stats import Stats
@@ -35,6 +36,15 @@ def library() -> Any:
         return tf.load_op_library(str(path()))
     except (tf.errors.OpError, OSError, RuntimeError) as error:
         raise QSGDError(f"the TensorFlow ops cannot be loaded ({error}): {how}") from error
+
+
+def variable(value: Any, dtype: tf.DType) -> Any:
+    """A variable that belongs to no function, whichever is being traced.
+
+    tf.Variable() would ask that function, which allows new variables in its first trace only and then traces twice.
+    """
+    with tf.init_scope(), tf.device("cpu"):
+        return ResourceVariable(value, dtype=dtype, trainable=False)
 
 
 @tf.RegisterGradient("QsgdDecodeSum")  # type: ignore[untyped-decorator]

@@ -75,8 +75,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         norm: what the scale is: "max" (largest magnitude) or "l2" (Euclidean norm). Default "max"; with variance "l2".
         codec: "packed" (fixed width), "ternary" (levels=1 in 1.6 bits), "elias-dense" or "elias-sparse" (QSGD's own
             codes, of variable length), "rans" (near the codes' entropy) or "auto": for each tensor the one whose frames
-            are shortest. Default "packed"; with variance "auto". Or "onebit" (1-bit SGD, Seide et al. 2014): the sign of
-            each value, and the means of either sign in a bucket; none of the arguments above but bucket_size apply.
+            are shortest. Default "packed"; with variance "auto". Or "onebit" (1-bit SGD, Seide et al. 2014): the sign
+            of each value, and the means of either sign in a bucket, to which no other argument but bucket_size applies.
         dither: "nonsubtractive"; or "subtractive", with codec "packed" or "ternary": receivers subtract the random
             numbers that were added before rounding. About half of the variance for the same bits, for zeros as well.
         named_parameters: ``model.named_parameters()``. Needed only if ranks leave different parameters unused in a

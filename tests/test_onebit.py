@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference as ref
-from support import DTYPES, KINDS, RefusedError, all_kernels, forge, make_input, make_spec, reseal, same_bits
+from support import KINDS, RefusedError, all_kernels, forge, make_input, make_spec, reseal, same_bits
 
 import hvd_qsgd
 from hvd_qsgd import QSGDError, native
@@ -163,7 +163,8 @@ def test_no_levels_are_solved_for_it() -> None:
 # ---- error feedback's kernels ----
 
 CODINGS = [
-    {"levels": 7, "bucket_size": 512}, {"levels": 3, "bucket_size": 100}, {"codec": "ternary", "levels": 1, "bucket_size": 512},
+    {"levels": 7, "bucket_size": 512}, {"levels": 3, "bucket_size": 100},
+    {"codec": "ternary", "levels": 1, "bucket_size": 512},
     {"codec": "rans", "levels": 500, "bucket_size": None}, {"codec": "elias-sparse", "levels": 2, "bucket_size": 64},
     {"levels": 1, "bucket_size": 64, "subtractive": True}, {**ONE, "bucket_size": 512}, {**ONE, "bucket_size": 70},
 ]  # fmt: skip

@@ -1,6 +1,8 @@
 // The ops on the CPU.
 #include <cmath>
 
+#include "tensorflow/core/framework/resource_mgr.h"
+#include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow/tensor.h"
 
 namespace qsgd_tensorflow {
@@ -24,15 +26,43 @@ class Encode : public TensorOp {
         const Tensor& gradient = context->input(0);
         OP_REQUIRES(context, context->input(1).NumElements() == kSettings,
                     InvalidArgument("QsgdEncode takes ", kSettings, " settings"));
-        const qsgd_spec spec = spec_of(gradient, context->input(1), step_of(context->input(2)));
+        qsgd_spec spec = spec_of(gradient, context->input(1), step_of(context->input(2)));
         Tensor frame;
         const uint64_t last = history_.frame_bytes;
-        const std::string problem = encode(context, spec, variance_of(context->input(1)), gradient, frame);
+        const std::string problem = encode_gradient(context, spec, gradient, frame);
         if (!problem.empty()) OP_REQUIRES_OK(context, error_frame(context, spec, problem, frame));
         count(gradient, frame, last);
         context->set_output(0, frame);
         Tensor* link = nullptr;
         OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({0}), &link));
+    }
+
+  protected:
+    // Returns what went wrong, or nothing.
+    virtual std::string encode_gradient(OpKernelContext* context, qsgd_spec& spec, const Tensor& gradient,
+                                        Tensor& frame) {
+        return encode(context, spec, gradient.data(), frame);
+    }
+
+    std::string encode(OpKernelContext* context, const qsgd_spec& spec, const void* values, Tensor& frame) {
+        uint64_t most = 0, bytes = 0;
+        int status = qsgd_frame_bytes(&spec, &most);
+        if (status != QSGD_OK) return qsgd_status_text(status);
+        auto allocated = allocate(context, most, frame);
+        if (!allocated.ok()) return std::string(allocated.message());
+        const double variance = variance_of(context->input(1));
+        status = qsgd_encode_next(&spec, variance, &history_, values, frame.data(), most, threads_, &bytes);
+        if (status != QSGD_OK) return qsgd_status_text(status);
+        if (bytes != most) {
+            const Tensor whole = frame;
+            allocated = allocate(context, bytes, frame);
+            if (!allocated.ok()) return std::string(allocated.message());
+            memcpy(frame.data(), whole.data(), bytes);
+        }
+        if (bytes / 8 > kMaxWords / size_)
+            return "Horovod cannot gather " + std::to_string(bytes) +
+                   " bytes of each rank in TensorFlow: use smaller tensors";
+        return "";
     }
 
   private:
@@ -70,29 +100,6 @@ class Encode : public TensorOp {
         return variance;
     }
 
-    // Returns what went wrong, or nothing.
-    std::string encode(OpKernelContext* context, const qsgd_spec& spec, double variance,
-                       const Tensor& gradient, Tensor& frame) {
-        uint64_t most = 0, bytes = 0;
-        int status = qsgd_frame_bytes(&spec, &most);
-        if (status != QSGD_OK) return qsgd_status_text(status);
-        auto allocated = allocate(context, most, frame);
-        if (!allocated.ok()) return std::string(allocated.message());
-        status = qsgd_encode_next(&spec, variance, &history_, gradient.data(), frame.data(), most, threads_,
-                                  &bytes);
-        if (status != QSGD_OK) return qsgd_status_text(status);
-        if (bytes != most) {
-            const Tensor whole = frame;
-            allocated = allocate(context, bytes, frame);
-            if (!allocated.ok()) return std::string(allocated.message());
-            memcpy(frame.data(), whole.data(), bytes);
-        }
-        if (bytes / 8 > kMaxWords / size_)
-            return "Horovod cannot gather " + std::to_string(bytes) +
-                   " bytes of each rank in TensorFlow: use smaller tensors";
-        return "";
-    }
-
     static tensorflow::Status allocate(OpKernelContext* context, uint64_t bytes, Tensor& frame) {
         return context->allocate_temp(tensorflow::DT_INT64, TensorShape({static_cast<int64_t>(bytes / 8)}),
                                       &frame);
@@ -118,6 +125,36 @@ class Encode : public TensorOp {
         counters_->add(kBytesRaw, gradient.tensor_data().size());
         counters_->add(kBytesSent, frame.tensor_data().size());
         counters_->add(kResized, last != 0 && last != frame.tensor_data().size());
+    }
+};
+
+// Error feedback: the residual, input 3, is a variable that is changed where it lies.
+class EncodeResidual : public Encode {
+  public:
+    using Encode::Encode;
+
+  protected:
+    std::string encode_gradient(OpKernelContext* context, qsgd_spec& spec, const Tensor& gradient,
+                                Tensor& frame) override {
+        tensorflow::core::RefCountPtr<tensorflow::Var> variable;
+        const auto found =
+            tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, 3), &variable);
+        if (!found.ok()) return std::string(found.message());
+        const tensorflow::mutex_lock lock(*variable->mu());
+        Tensor& residual = *variable->tensor();
+        if (residual.dtype() != tensorflow::DT_FLOAT || residual.shape() != gradient.shape())
+            return "the residual is no float32 variable of the gradient's shape";
+        if (!residual.RefCountIsOne())
+            residual = tensorflow::tensor::DeepCopy(residual);  // somebody reads it
+        spec.dtype = QSGD_FLOAT32;
+        float* const values = residual.flat<float>().data();
+        int status = qsgd_add_gradient(gradient.data(), dtype_, spec.count, values, threads_);
+        if (status != QSGD_OK) return qsgd_status_text(status);
+        const std::string problem = encode(context, spec, values, frame);
+        if (!problem.empty()) return problem;
+        const qsgd_expectation own = {spec.count, spec.tensor, spec.step, QSGD_FLOAT32, spec.rank};
+        status = qsgd_subtract_frame(frame.data(), frame.tensor_data().size(), &own, values, threads_);
+        return status == QSGD_OK ? "" : qsgd_status_text(status);
     }
 };
 
@@ -196,6 +233,7 @@ class DecodeSum : public TensorOp {
 };
 
 REGISTER_KERNEL_BUILDER(Name("QsgdEncode").Device(tensorflow::DEVICE_CPU), Encode);
+REGISTER_KERNEL_BUILDER(Name("QsgdEncodeResidual").Device(tensorflow::DEVICE_CPU), EncodeResidual);
 REGISTER_KERNEL_BUILDER(Name("QsgdToken").Device(tensorflow::DEVICE_CPU), Token);
 REGISTER_KERNEL_BUILDER(Name("QsgdAccept").Device(tensorflow::DEVICE_CPU), Accept);
 REGISTER_KERNEL_BUILDER(Name("QsgdDecodeSum").Device(tensorflow::DEVICE_CPU), DecodeSum);

@@ -56,6 +56,19 @@ REGISTER_OP("QsgdEncode")
     .QSGD_TENSOR_ATTRS.SetShapeFn(encoded_shapes)
     .Doc("One frame of the gradient, as 64-bit words; an error frame if it cannot be encoded.");
 
+REGISTER_OP("QsgdEncodeResidual")
+    .Input("gradient: T")
+    .Input("settings: int64")
+    .Input("step: int64")
+    .Input("residual: resource")  // a float variable of the gradient's shape
+    .Output("frame: int64")
+    .Output("link: float")
+    .QSGD_TENSOR_ATTRS.SetShapeFn(encoded_shapes)
+    .SetIsStateful()
+    .Doc(
+        "The same of gradient and residual together, as float32; what the frame leaves out is the new "
+        "residual.");
+
 REGISTER_OP("QsgdToken")
     .Input("frame: int64")  // so that no token runs ahead of its gradient, or is reduced once as a constant
     .Input("shape: int64")

@@ -11,7 +11,8 @@
 namespace qsgd_tensorflow {
 
 // The elements of QsgdEncode's input `settings`.
-// Levels below 0: the square root of a bucket's elements, but no more than that many. Bucket size 0: the whole tensor. The variance's bits as those of a float64; 0: the levels are given.
+// Levels below 0: the square root of a bucket's elements, but no more than that many. Bucket size 0: the
+// whole tensor. The variance's bits as those of a float64; 0: the levels are given.
 enum Settings { kLevels, kBucketSize, kNorm, kCodec, kVariance, kFlags, kSeed, kSettings };
 
 // `value`, or 0, which no setting may be, if it does not fit.

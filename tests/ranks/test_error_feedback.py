@@ -18,7 +18,8 @@ from hvd_qsgd.steps import tensor_id
 from hvd_qsgd.torch import QSGD
 
 CODECS: list[dict[str, Any]] = [
-    {"codec": "onebit"}, {"bits": 2, "bucket_size": None}, {"variance": 0.5}, {"codec": "ternary", "dither": "subtractive"},
+    {"codec": "onebit"}, {"bits": 2, "bucket_size": None}, {"variance": 0.5},
+    {"codec": "ternary", "dither": "subtractive"},
 ]  # fmt: skip
 Array = np.ndarray[Any, Any]
 
@@ -41,8 +42,11 @@ class Expected:
 
 
 @pytest.mark.parametrize("transport", ["horovod", "mpi"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("how", CODECS, ids=str)
+@pytest.mark.parametrize(
+    ("how", "dtype"),
+    [*zip(CODECS, [torch.float32, torch.float16, torch.bfloat16, torch.float64])],
+    ids=str,
+)
 def test_every_step_is_what_it_must_be(how: dict[str, Any], dtype: torch.dtype, transport: str) -> None:
     name = f"feedback {how} {dtype} {transport}"
     compressor, expected = QSGD(name=name, error_feedback=True, transport=transport, **how), Expected(name, **how)
@@ -186,7 +190,9 @@ def test_states_that_are_refused() -> None:
     compressor = QSGD(codec="onebit", error_feedback=True)
     rt.reduced(rt.randn(40, 50), compressor)
     state = compressor.state_dict()
-    with pytest.raises(QSGDError, match=r"make the compressor with error_feedback=True, or delete state\['residuals'\]"):
+    with pytest.raises(
+        QSGDError, match=r"make the compressor with error_feedback=True, or delete state\['residuals'\]"
+    ):
         QSGD(codec="onebit").load_state_dict(state)
     for wrong in (5, {}, {"rank": 0, "tensors": {"#0": [1.0]}}, {"rank": -1, "tensors": {}}, {"rank": 0, "tensors": 3}):
         with pytest.raises(QSGDError, match="residual"):
@@ -196,5 +202,5 @@ def test_states_that_are_refused() -> None:
     )
     with pytest.raises(QSGDError, match="error_feedback=1 is neither True nor False"):
         QSGD(error_feedback=1)  # type: ignore[arg-type]
-    with pytest.raises(QSGDError, match="preset 'qsgd' is unknown: use one of 'qsgd-2bit-64', .*'onebit'"):
+    with pytest.raises(QSGDError, match=r"preset 'qsgd' is unknown: use one of 'qsgd-2bit-64', .*'onebit'"):
         QSGD.preset("qsgd")
