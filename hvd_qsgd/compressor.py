@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, Callable, NamedTuple, TypeVar
 
 from hvd_qsgd import frames, native, wire
-from hvd_qsgd.config import DEFAULT_MIN_SIZE, Quantization, encodable, whole_number
+from hvd_qsgd.config import DEFAULT_MIN_SIZE, Quantization, encodable, positive, whole_number
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.stats import Stats
 from hvd_qsgd.steps import STEPS, Slot, Steps, Ticket, operation_prefix, tensor_id
@@ -41,6 +41,7 @@ class Options:
         name: part of the tensors' ids and of the operations' names.
         measure_error: add up the quantization error in the statistics (decodes every own frame once more).
         error_feedback: add what encoding left out of a tensor to its next gradient.
+        clip: limit a gradient's values to so many of its standard deviations, or None.
     """
 
     min_size: int = DEFAULT_MIN_SIZE
@@ -48,6 +49,7 @@ class Options:
     name: str | None = None
     measure_error: bool = False
     error_feedback: bool = False
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         whole_number("min_size", self.min_size, 0, 2**63)
@@ -57,6 +59,8 @@ class Options:
         for name in ("measure_error", "error_feedback"):
             if not isinstance(getattr(self, name), bool):
                 raise QSGDError(f"{name}={getattr(self, name)!r} is neither True nor False")
+        if self.clip is not None:
+            positive("clip", self.clip, 2.5)
 
     def wants(self, count: int, dimensions: int) -> bool:
         """Whether a floating-point gradient of this size is compressed."""

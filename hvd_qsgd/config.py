@@ -106,7 +106,7 @@ class Quantization:
             )
         _check_given_once(bits=bits, levels=levels, variance=variance)
         if variance is not None:
-            return cls(None, bucket_size, norm, codec, _positive("variance", variance), dither)
+            return cls(None, bucket_size, norm, codec, positive("variance", variance, 0.1), dither)
         return cls(_resolve_levels(bits, levels, codec), bucket_size, norm, codec, None, dither)
 
     @classmethod
@@ -194,13 +194,14 @@ def _check_given_once(**quality: Any) -> None:
         raise QSGDError(f"{' and '.join(given)} each say how fine the rounding is: give one of them")
 
 
-def _positive(name: str, value: Any) -> float:
+def positive(name: str, value: Any, example: float) -> float:
+    """``value`` as a float that is positive and finite, or a QSGDError that names the argument."""
     try:
         number = 0.0 if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
     except OverflowError:  # of a whole number beyond float64
         number = math.inf
     if not 0 < number < math.inf:
-        raise QSGDError(f"{name}={value!r} is not a positive number, such as 0.1")
+        raise QSGDError(f"{name}={value!r} is not a positive number, such as {example}")
     return number
 
 

@@ -32,9 +32,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
         "qsgd-theory": _preset(
             f"{_QSGD}, theorem 3.3 at s = √n", levels="sqrt", bucket_size=None, norm="l2", codec="elias-dense"
         ),
-        "terngrad": _preset(
-            "Wen et al., TernGrad, NIPS 2017, without its clipping", codec="ternary", bucket_size=None, norm="max"
-        ),
+        "terngrad": _preset("Wen et al., TernGrad, NIPS 2017", codec="ternary", bucket_size=None, norm="max", clip=2.5),
         "onebit": _preset("Seide et al., 1-bit SGD, Interspeech 2014", codec="onebit", error_feedback=True),
         "variance-0.1": _preset("a tenth of noise in the fewest bits", variance=0.1),
     }

@@ -88,6 +88,8 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         error_feedback: add what encoding left out of a gradient to its next one (1-bit SGD, Seide et al. 2014): for
             codecs that are biased, such as "onebit". Keeps a float32 variable for each compressed gradient, whose shape
             must be static. The same on all ranks.
+        clip: limit a gradient's values to so many of its standard deviations before it is encoded (TernGrad, Wen et al.
+            2017, which takes 2.5). That is biased.
 
     Gradients of float32, float16, bfloat16 and float64 (sent as float32) are compressed, on the CPU; others are left
     to Horovod, and so are ``tf.IndexedSlices``.
@@ -114,10 +116,11 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         name: str | None = None,
         process_set: Any = hvd.global_process_set,
         error_feedback: bool = False,
+        clip: float | None = None,
     ) -> None:
         super().__init__()
         quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
-        self._options = Options(min_size, seed, name, error_feedback=error_feedback)
+        self._options = Options(min_size, seed, name, error_feedback=error_feedback, clip=clip)
         if skip is not None and not callable(skip):
             raise QSGDError(f"skip={skip!r} is not a function: TensorFlow's gradients have no names to match")
         self._skip = make_skip(skip, have_names=False)
@@ -134,7 +137,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         self._residuals = Residuals() if error_feedback else None
 
     @classmethod
-    def preset(cls, name: str, **overrides: Any) -> QSGD:
+    def preset(cls, name: str, /, **overrides: Any) -> QSGD:
         """A compressor with the arguments of a variant in the literature (``hvd_qsgd.presets``), and others of yours.
 
         Raises:
@@ -160,6 +163,8 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         if not self._wants(tensor):
             return self._carry(tensor)
         gradient = tf.cast(tensor, WIRE_DTYPES[tensor.dtype])
+        if self._options.clip is not None:
+            gradient = _clipped(gradient, self._options.clip)
         number, ticket = self._number()
         about = self._about(number)
         with tf.device("cpu"):
@@ -353,6 +358,13 @@ class NumbersOfGraphs:
         number = self._next.get(graph, 0)
         self._next[graph] = number + 1
         return number
+
+
+def _clipped(gradient: Tensor, deviations: float) -> Tensor:
+    """Values limited to so many standard deviations; equal ones, which deviate by nothing, stay."""
+    limit = deviations * tf.math.reduce_std(tf.cast(gradient, tf.float64))
+    limit = tf.cast(tf.where(limit > 0, limit, gradient.dtype.max), gradient.dtype)
+    return tf.clip_by_value(gradient, -limit, limit)
 
 
 def _outermost_function() -> Any:

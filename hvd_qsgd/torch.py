@@ -94,6 +94,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         error_feedback: add what encoding left out of a tensor to its next gradient (1-bit SGD, Seide et al. 2014): for
             codecs that are biased, such as "onebit". Keeps a float32 residual for each compressed tensor. The same on
             all ranks.
+        clip: limit a gradient's values to so many of its standard deviations before it is encoded (TernGrad, Wen et al.
+            2017, which takes 2.5). That is biased.
 
     Gradients of float32, float16, bfloat16 and float64 (sent as float32) are compressed; others are left to Horovod.
 
@@ -121,9 +123,10 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         transport: str = "horovod",
         measure_error: bool = False,
         error_feedback: bool = False,
+        clip: float | None = None,
     ) -> None:
         quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
-        self._core = Compressor(quantization, Options(min_size, seed, name, measure_error, error_feedback))
+        self._core = Compressor(quantization, Options(min_size, seed, name, measure_error, error_feedback, clip))
         self._residuals = Residuals(torch.zeros, torch.Tensor.data_ptr) if error_feedback else None
         named_parameters = None if named_parameters is None else list(named_parameters)
         self._names = None if named_parameters is None else ParameterNames(named_parameters)
@@ -132,11 +135,11 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         self._others = {
             "named_parameters": named_parameters, "min_size": min_size, "skip": skip, "name": name,
             "process_set": process_set, "transport": transport, "measure_error": measure_error,
-            "error_feedback": error_feedback,
+            "error_feedback": error_feedback, "clip": clip,
         }  # fmt: skip
 
     @classmethod
-    def preset(cls, name: str, **overrides: Any) -> QSGD:
+    def preset(cls, name: str, /, **overrides: Any) -> QSGD:
         """A compressor with the arguments of a variant in the literature (``hvd_qsgd.presets``), and others of yours.
 
         Raises:
@@ -169,6 +172,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         try:
             own = WIRE_DTYPES[tensor.dtype]
             gradient = _readable(tensor, own.carrier)
+            if core.options.clip is not None:
+                gradient = _clipped(gradient, core.options.clip)
             if self._residuals is not None:
                 gradient = self._residuals.add(slot, tensor.shape, gradient.data_ptr(), own.dtype)
         except Exception as error:  # told to all ranks, which would wait for this one's frame for ever
@@ -324,6 +329,14 @@ def _readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.dtype is dtype and tensor.is_contiguous():
         return tensor
     return tensor.detach().to(dtype).contiguous()
+
+
+def _clipped(gradient: Tensor, deviations: float) -> Tensor:
+    """A copy with values limited to so many standard deviations; equal ones, which deviate by nothing, stay."""
+    mean = gradient.sum(dtype=torch.float64) / gradient.numel()
+    square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square() / gradient.numel()
+    limit = deviations * float((square - mean.square()).clamp(min=0).sqrt())
+    return gradient if limit == 0 else gradient.clamp(-limit, limit)
 
 
 def _allocate_frame(size: int) -> tuple[Tensor, int]:

@@ -13,6 +13,7 @@ import pytest
 
 import hvd_qsgd
 from hvd_qsgd import QSGDError, presets
+from hvd_qsgd.compressor import Options
 from hvd_qsgd.config import Quantization
 
 PACKED = {"norm": "max", "codec": "packed"}
@@ -31,6 +32,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
 def test_what_they_stand_for(name: str) -> None:
     arguments = presets.arguments(name)
     assert arguments.pop("error_feedback", False) == (name == "onebit")
+    assert arguments.pop("clip", None) == (2.5 if name == "terngrad" else None)
     assert Quantization.create(**arguments) == Quantization(**EXPECTED[name])
 
 
@@ -65,6 +67,12 @@ def test_both_frontends_take_them(module: str) -> None:
         frontend.QSGD.preset("qsgd-4bit-512", levels=5)
     assert frontend.QSGD.preset("qsgd-4bit-512", bits=None, levels=5).levels == 5
     assert set(inspect.signature(frontend.QSGD.preset).parameters) == {"name", "overrides"}
+
+
+@pytest.mark.parametrize("clip", [0, -1, float("nan"), float("inf"), "2.5", True])
+def test_limits_that_are_none(clip: Any) -> None:
+    with pytest.raises(QSGDError, match=r"clip=.* is not a positive number, such as 2\.5"):
+        Options(clip=clip)
 
 
 # ---- levels="sqrt" ----

@@ -111,6 +111,26 @@ def test_measuring_the_error() -> None:
     assert compressor.stats().squared_error == pytest.approx(float(residual.double().square().sum()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("error_feedback", [False, True])
+def test_clipping(dtype: torch.dtype, error_feedback: bool) -> None:
+    """As TernGrad has it, before the residual is added."""
+    name = f"clipping {dtype} {error_feedback}"
+    compressor = QSGD.preset("terngrad", name=name, error_feedback=error_feedback)
+    expected = Expected(name, codec="ternary", bucket_size=None)
+    for step in range(3):
+        gradient = rt.randn(40, 50, seed=step, dtype=dtype) if step < 2 else torch.full((40, 50), 3.0, dtype=dtype)
+        values = gradient.double().numpy() if dtype is not torch.float64 else gradient.float().double().numpy()
+        limit = 2.5 * values.std() or np.inf
+        exact = np.clip(values, *((-limit, limit) if step < 2 else (-np.inf, np.inf)))
+        if not error_feedback:
+            expected.residual = None
+        mean = expected.next(
+            torch.from_numpy(exact).to(torch.float16 if dtype is torch.float16 else torch.float32), step
+        )
+        assert torch.equal(rt.reduced(gradient, compressor), torch.from_numpy(mean).to(dtype))
+
+
 # ---- training ----
 
 

@@ -40,6 +40,28 @@ def test_a_checkpoint_continues_bit_for_bit(tmp_path: Path, before: int) -> None
 
 
 @kt.on_two_ranks
+@pytest.mark.parametrize("way", ["checkpoint", "state"])
+def test_residuals_continue_bit_for_bit(tmp_path: Path, way: str) -> None:
+    """Every rank restores its own, which the callback leaves alone; also those that belong to no step yet."""
+    one = kt.compiled(keras.optimizers.Adam(0.01), QSGD(codec="onebit", error_feedback=True))
+    kt.train(one, range(4))
+    state = one.optimizer.compression.state_dict()
+    path = tf.train.Checkpoint(model=one, optimizer=one.optimizer).write(str(tmp_path / f"checkpoint of {RANK}"))
+    kt.train(one, range(4, 8))
+    other = kt.compiled(keras.optimizers.Adam(0.01), QSGD(codec="onebit", error_feedback=True), seed=9)
+    other.optimizer.build(other.trainable_variables)
+    tf.train.Checkpoint(model=other, optimizer=other.optimizer).read(path)
+    if way == "state":
+        other.optimizer.compression.load_state_dict(state)
+    callback = BroadcastGlobalVariablesCallback(root_rank=0)
+    callback.set_model(other)
+    callback.on_train_begin()
+    kt.train(other, range(4, 8))
+    assert tt.assert_replicas_equal(kt.state(other)) == tt.assert_replicas_equal(kt.state(one))
+    assert len(set(from_all_ranks(tt.digest(state["residuals"]["tensors"].values())))) == SIZE
+
+
+@kt.on_two_ranks
 def test_a_saved_model_continues_bit_for_bit(tmp_path: Path) -> None:
     """With what the compressor's state_dict() says."""
     one = kt.compiled(keras.optimizers.Adam(0.01), QSGD(seed=5))

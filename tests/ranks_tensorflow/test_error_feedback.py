@@ -123,6 +123,15 @@ def test_a_shape_that_is_not_static() -> None:
         run(tf.zeros([40, 40]))
 
 
+def test_clipping() -> None:
+    compression = QSGD.preset("terngrad")
+    for step, everyone in enumerate([tt.of_all_ranks(60, 70), [np.full((60, 70), 3, np.float32)] * SIZE]):
+        limits = [2.5 * np.std(each, dtype=np.float64) or np.inf for each in everyone]
+        clipped = [np.clip(each, np.float32(-limit), np.float32(limit)) for each, limit in zip(everyone, limits)]
+        result = hvd.allreduce(tf.constant(everyone[RANK]), compression=compression, name="clipped")
+        assert tt.same_bits(result, tt.decoded(clipped, step=step, codec="ternary", bucket_size=None))
+
+
 def test_presets() -> None:
     compression = QSGD.preset("qsgd-theory")
     everyone = tt.of_all_ranks(60, 70)
