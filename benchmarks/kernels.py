@@ -38,6 +38,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"bits": 4, "bucket_size": 100},
     {"bits": 8, "norm": "l2", "bucket_size": None},
     {"codec": "ternary"},
+    {"codec": "onebit"},
+    {"codec": "onebit", "bucket_size": None},
     *({"codec": codec, "levels": 7} for codec in ("elias-dense", "elias-sparse", "rans")),
     {"codec": "rans", "levels": 127},
     {"codec": "elias-sparse", "levels": 1805, "norm": "l2", "bucket_size": None},
@@ -77,7 +79,7 @@ def codec_cases(n: int, setting: dict[str, Any], dtype: str, shape: Sequence[int
     gathered, expected = aligned(sum(one.size for one in encoded)), frames.expect(spec)
     np.concatenate(encoded, out=gathered)
     about = {
-        "bits": setting.get("bits", quantization.levels.bit_length() + 1),
+        "bits": setting.get("bits", quantization.levels.bit_length() + (quantization.codec != "onebit")),
         "norm": quantization.norm,
         "codec": quantization.codec,
         "bucket_size": quantization.bucket_size,

@@ -167,11 +167,17 @@ struct Lanes {
         add_square(sum.part[2], _mm256_castps256_ps128(x.b));
         add_square(sum.part[3], _mm256_extractf128_ps(x.b, 1));
     }
-    static void add_values(Doubles& sum, Float x) {
-        sum.part[0] = _mm256_add_pd(sum.part[0], _mm256_cvtps_pd(_mm256_castps256_ps128(x.a)));
-        sum.part[1] = _mm256_add_pd(sum.part[1], _mm256_cvtps_pd(_mm256_extractf128_ps(x.a, 1)));
-        sum.part[2] = _mm256_add_pd(sum.part[2], _mm256_cvtps_pd(_mm256_castps256_ps128(x.b)));
-        sum.part[3] = _mm256_add_pd(sum.part[3], _mm256_cvtps_pd(_mm256_extractf128_ps(x.b, 1)));
+    static void add_side(__m256d& above, __m256d& below, __m128 x) {
+        const __m256d zero = _mm256_setzero_pd(), wide = _mm256_cvtps_pd(x);
+        above = _mm256_add_pd(above, _mm256_max_pd(zero, wide));  // of a NaN: the second
+        below = _mm256_add_pd(below, _mm256_min_pd(zero, wide));
+    }
+    // Adds the lanes that are not negative to one sum, the others to the other; a NaN to at least one.
+    static void add_sides(Doubles& above, Doubles& below, Float x) {
+        add_side(above.part[0], below.part[0], _mm256_castps256_ps128(x.a));
+        add_side(above.part[1], below.part[1], _mm256_extractf128_ps(x.a, 1));
+        add_side(above.part[2], below.part[2], _mm256_castps256_ps128(x.b));
+        add_side(above.part[3], below.part[3], _mm256_extractf128_ps(x.b, 1));
     }
     static double fold(const Doubles& sum) {
         const __m256d low = _mm256_add_pd(sum.part[0], sum.part[2]);

@@ -121,9 +121,16 @@ struct Lanes {
         sum.low = _mm512_fmadd_pd(low, low, sum.low);
         sum.high = _mm512_fmadd_pd(high, high, sum.high);
     }
-    static void add_values(Doubles& sum, Float a) {
-        sum.low = _mm512_add_pd(sum.low, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
-        sum.high = _mm512_add_pd(sum.high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
+    // Adds the lanes that are not negative to one sum, the others to the other; a NaN to at least one.
+    static void add_sides(Doubles& above, Doubles& below, Float a) {
+        const __mmask16 negative = _mm512_movepi32_mask(bits(a));
+        const auto low = static_cast<__mmask8>(negative), high = static_cast<__mmask8>(negative >> 8);
+        const __m512d first = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+        const __m512d last = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+        above.low = _mm512_mask_add_pd(above.low, _knot_mask8(low), above.low, first);
+        above.high = _mm512_mask_add_pd(above.high, _knot_mask8(high), above.high, last);
+        below.low = _mm512_mask_add_pd(below.low, low, below.low, first);
+        below.high = _mm512_mask_add_pd(below.high, high, below.high, last);
     }
     static double fold(const Doubles& sum) {
         const __m512d eight = _mm512_add_pd(sum.low, sum.high);

@@ -233,10 +233,13 @@ struct Lanes {
             sum.part[k] += two * two;
         }
     }
-    static void add_values(Doubles& sum, Float x) {
+    // Adds the lanes that are not negative to one sum, the others to the other; a NaN to at least one.
+    static void add_sides(Doubles& above, Doubles& below, Float x) {
         for (int k = 0; k < 8; ++k) {
             const Float4 four = x.part[k / 2];
-            sum.part[k] += Double2{four[k % 2 * 2], four[k % 2 * 2 + 1]};
+            const Double2 two = {four[k % 2 * 2], four[k % 2 * 2 + 1]}, zero = {};
+            above.part[k] += two < zero ? zero : two;
+            below.part[k] += two < zero ? two : zero;
         }
     }
     static double fold(Doubles sum) {

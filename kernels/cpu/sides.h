@@ -25,10 +25,8 @@ Sides block_sides(const void* v, uint64_t first, uint64_t length) {
     Lanes::Int count = Lanes::set(0u);
     const auto add = [&](Lanes::Float row) QSGD_INLINE_LAMBDA {
         const Lanes::Float x = signed_by_side(row);
-        const Lanes::Int signs = Lanes::bits(x);
-        Lanes::add_values(above, Lanes::where_negative(signs, Lanes::zero(), x));
-        Lanes::add_values(below, Lanes::where_negative(signs, x, Lanes::zero()));
-        count = Lanes::add(count, Lanes::shift_right<31>(signs));
+        Lanes::add_sides(above, below, x);
+        count = Lanes::add(count, Lanes::shift_right<31>(Lanes::bits(x)));
     };
     const auto* p = element_at<typename T::Element>(v, first);
     uint64_t i = 0;
