@@ -58,6 +58,19 @@ __device__ inline void load_unit(const void* gradient, uint32_t dtype, uint64_t 
     });
 }
 
+// The opposite: results of a lane's elements of one unit.
+__device__ inline void store_unit(const float* v, uint32_t dtype, uint64_t unit, uint64_t count, void* out) {
+    const uint64_t first = kUnit * unit + lane_of_half_warp();
+    const uint64_t left = first < count ? count - first : 0;
+    with_dtype(dtype, [&](auto t) {
+        using T = decltype(t);
+        auto* const at = static_cast<typename T::Element*>(out) + first;
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+            if (kLanes * r < left) at[kLanes * r] = T::narrow(v[r]);
+    });
+}
+
 // Walks down the rows of a lane, from element `first` on: which bucket is next?
 class BucketWalk {
   public:

@@ -19,6 +19,7 @@ struct Shared {
     uint32_t largest[kMostUnits];
 };
 
+template <bool kFindsScales>
 struct Encoder {
     const EncodeJob& job;
     Shared& shared;
@@ -32,7 +33,7 @@ struct Encoder {
         const uint64_t unit = chunk * units + half_warp_of_block();
         float v[kRows];
         load_unit(job.gradient, job.spec.dtype, unit, job.spec.count, v);
-        if (job.group)
+        if (kFindsScales)
             divide(v, Inverse(find_scale(v), levels));
         else
             divide(v, unit, job.spec, job.scales(), levels);
@@ -43,7 +44,7 @@ struct Encoder {
             encode_ternary(chunk, codes);
         else
             encode_packed(chunk, codes);
-        if (job.group) put_scales(chunk);
+        if (kFindsScales) put_scales(chunk);
         __syncthreads();  // shared memory is used again
     }
 
@@ -115,13 +116,14 @@ struct Encoder {
     }
 };
 
+template <bool kFindsScales>
 __global__ void __launch_bounds__(kMostThreads) encode_units(EncodeJob job) {
     Shared& shared = *shared_memory<Shared>();
-    Encoder encoder = {job, shared, Random(job.seed(), job.spec.rank, job.spec.tensor, job.step()),
+    Encoder<kFindsScales> encoder = {job, shared, Random(job.seed(), job.spec.rank, job.spec.tensor, job.step()),
                        static_cast<float>(job.spec.levels), blockDim.x / kLanes};
     const uint64_t chunks = ceil_div(job.spec.count, kUnit * encoder.units);
     for (uint64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) encoder.encode(chunk);
-    if (!job.group)
+    if (!kFindsScales)
         encoder.sum +=
             terms_of(job.frame, kHeaderWords, job.scale_words_end(), thread_of_grid(), threads_of_grid());
     const uint64_t total = block_sum(encoder.sum, shared.parts);
@@ -168,7 +170,7 @@ cudaError_t encode_frame(EncodeJob& job, const TreeScratch& tree, void* stream) 
     job.group = group_of(job.spec, units);
     cudaError_t error = cudaSuccess;
     if (blocks && !job.group) error = find_scales(job, tree, stream);
-    if (!error && blocks) error = launch(encode_units, {blocks, units * kLanes, sizeof(Shared), stream}, job);
+    if (!error && blocks) error = launch(job.group ? encode_units<true> : encode_units<false>, {blocks, units * kLanes, sizeof(Shared), stream}, job);
     const bool norm = job.spec.flags & QSGD_FLAG_SQUARED_NORM;  // in the scratch memory that scales needed
     if (!error && norm) error = find_squared_norm(job, tree, &squared_norm, stream);
     return error

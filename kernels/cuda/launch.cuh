@@ -75,6 +75,14 @@ __device__ __forceinline__ T across(T value, Combine combine) {
     return value;
 }
 
+// Atomics of 64 bits, which CUDA has for a type of another name.
+__device__ __forceinline__ void atomic_add(uint64_t* at, uint64_t value) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
+}
+__device__ __forceinline__ void atomic_min(uint64_t* at, uint64_t value) {
+    atomicMin(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
+}
+
 // The sum over a block's threads, for its first thread. `parts` is shared memory for one number a warp.
 __device__ inline uint64_t block_sum(uint64_t value, uint64_t* parts) {
     value = across<kWarp>(value, Sum());
