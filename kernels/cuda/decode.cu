@@ -7,22 +7,30 @@ namespace qsgd {
 namespace {
 
 constexpr uint32_t kWarps = kThreads / kWarp;
-constexpr uint32_t kSharedFrames = 512;  // whose terms are added up in shared memory first
+constexpr uint32_t kFewFrames =
+    16;  // of which each thread has a sum of terms in shared memory; else each warp
+constexpr uint32_t kSharedFrames = 512;  // up to so many
 
-// Terms of the frames' checksums that a warp finds.
-class WarpTerms {
+// Terms of the frames' checksums that a block finds.
+class Terms {
   public:
-    __device__ WarpTerms(const SumJob& job) : job_(job), shared_(shared_memory<uint64_t>()) {
-        for (uint32_t k = threadIdx.x; k < kWarps * frames(); k += kThreads) shared_[k] = 0;
+    __device__ Terms(const SumJob& job)
+        : job_(job), frames_(shared_frames(job.frame_count)), sums_(sums_of_frame(job.frame_count)) {
+        for (uint32_t k = threadIdx.x; k < frames_ * sums_; k += kThreads) shared_memory<uint64_t>()[k] = 0;
         __syncthreads();
     }
 
-    // Of all lanes of a warp, of one frame.
+    // Of one frame; all threads of a warp call it together.
     __device__ __forceinline__ void add(uint32_t frame, uint64_t terms) {
+        uint64_t* const sums = shared_memory<uint64_t>() + sums_ * frame;
+        if (sums_ == kThreads) {
+            sums[threadIdx.x] += terms;
+            return;
+        }
         terms = across<kWarp>(terms, Sum());
         if (threadIdx.x % kWarp != 0) return;
-        if (frame < kSharedFrames)
-            shared_[kWarps * frame + threadIdx.x / kWarp] += terms;
+        if (frame < frames_)
+            sums[threadIdx.x / kWarp] += terms;
         else
             atomic_add(&job_.views[frame].found, terms);
     }
@@ -30,25 +38,31 @@ class WarpTerms {
     // At the end.
     __device__ void publish() {
         __syncthreads();
-        for (uint32_t frame = threadIdx.x; frame < frames(); frame += kThreads) {
+        for (uint32_t frame = threadIdx.x / kWarp; frame < frames_; frame += kWarps) {
             uint64_t sum = 0;
-            for (uint32_t warp = 0; warp < kWarps; ++warp) sum += shared_[kWarps * frame + warp];
-            atomic_add(&job_.views[frame].found, sum);
+            for (uint32_t k = threadIdx.x % kWarp; k < sums_; k += kWarp)
+                sum += shared_memory<uint64_t>()[sums_ * frame + k];
+            sum = across<kWarp>(sum, Sum());
+            if (threadIdx.x % kWarp == 0) atomic_add(&job_.views[frame].found, sum);
         }
     }
 
-    static uint64_t bytes(uint32_t frames) { return 8 * kWarps * (frames < kSharedFrames ? frames : kSharedFrames); }
+    static uint64_t bytes(uint32_t frames) { return 8 * shared_frames(frames) * sums_of_frame(frames); }
 
   private:
-    __device__ uint32_t frames() const { return job_.frame_count < kSharedFrames ? job_.frame_count : kSharedFrames; }
+    QSGD_HD uint32_t shared_frames(uint32_t frames) {
+        return frames < kSharedFrames ? frames : kSharedFrames;
+    }
+    QSGD_HD uint32_t sums_of_frame(uint32_t frames) { return frames <= kFewFrames ? kThreads : kWarps; }
 
     const SumJob& job_;
-    uint64_t* const shared_;
+    const uint32_t frames_, sums_;
 };
 
-// A bucket's grid, for codes / 2^exponent.
+// A bucket's grid.
 struct Step {
-    float step, unrescale;
+    float step = 0, unrescale = 1;
+    Step() = default;
     __device__ Step(const FrameView& view, uint64_t bucket) {
         const float scale = view.scales()[bucket];
         step = grid_step(scale, static_cast<float>(view.header.levels));
@@ -56,76 +70,97 @@ struct Step {
     }
 };
 
-// Adds a lane's values of a unit of one frame to its sums.
-struct Adder {
-    const FrameView& view;
-    const uint64_t unit, count;
-    float* const sums;
-
-    // Of a plain frame.
-    __device__ __forceinline__ void add_plain() const {
-        const uint64_t units = view.header.bucket_size / kUnit;  // of a bucket
-        const Step step(view, units == 1 ? unit : unit / units);
-        const auto value = [&](float number, int exponent) { return number * (step.step * power_of_two(-exponent)); };
+// Adds a lane's values of a unit of a plain frame to its sums; returns terms of the frame's checksum.
+__device__ __forceinline__ uint64_t add_plain(const FrameView& view, uint64_t unit, const Step& step,
+                                              float* sums) {
+    uint64_t terms = 0;
+    with_bits(view.bits, [&](auto b) {
+        uint32_t words[b.value];
+        terms = load_string<b.value>(view, unit, words);
+        const auto value = [&](float number, int exponent) {
+            return number * (step.step * power_of_two(-exponent));
+        };
         if (step.unrescale == 1.0f)
-            each_packed([&](int r, float number, int exponent) { sums[r] += value(number, exponent); });
+            each_packed<b.value>(words, [&](int r, float n, int exponent) { sums[r] += value(n, exponent); });
         else
-            each_packed([&](int r, float number, int exponent) { sums[r] += value(number, exponent) * kUnrescale; });
-    }
+            each_packed<b.value>(
+                words, [&](int r, float n, int exponent) { sums[r] += value(n, exponent) * kUnrescale; });
+    });
+    return terms;
+}
 
-    // Of any frame.
-    __device__ __forceinline__ void add_any() const {
-        float numbers[kRows];
-        const auto keep = [&](int r, float number, int exponent) { numbers[r] = number * power_of_two(-exponent); };
-        if (view.header.codec == QSGD_CODEC_TERNARY)
-            each_ternary(view, unit, keep);
-        else
-            each_packed(keep);
-        if (is_subtractive(view.header)) undo_dither(numbers);
-        const uint64_t first = kUnit * unit + lane_of_half_warp();
-        if (first >= count) return;
-        BucketWalk walk(first, view.header.bucket_size);
-        Step step(view, walk.bucket);
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-            if (kLanes * r >= count - first) break;
-            if (r > 0 && walk.next_row()) step = Step(view, walk.bucket);
-            sums[r] += numbers[r] * step.step * step.unrescale;
+// The sums of a unit where all frames are plain: each lane finds the step of another frame, for all.
+__device__ __forceinline__ void sum_plain(const SumJob& job, Terms& terms, uint64_t unit, float* sums) {
+    const bool there = kUnit * unit < job.expected.count;
+    for (uint32_t first = 0; first < job.frame_count; first += kLanes) {
+        const uint32_t count = job.frame_count - first < kLanes ? job.frame_count - first : kLanes;
+        Step mine;
+        if (there && lane_of_half_warp() < count) {
+            const FrameView& view = job.views[first + lane_of_half_warp()];
+            const uint64_t units = view.header.bucket_size / kUnit;  // of a bucket
+            mine = Step(view, units == 1 ? unit : unit / units);
+        }
+#pragma unroll 1
+        for (uint32_t k = 0; k < count; ++k) {
+            Step step;
+            step.step = __shfl_sync(kAllLanes, mine.step, static_cast<int>(k), kLanes);
+            step.unrescale = __shfl_sync(kAllLanes, mine.unrescale, static_cast<int>(k), kLanes);
+            terms.add(first + k, add_plain(job.views[first + k], unit, step, sums));
         }
     }
+}
 
-  private:
-    template <class Body>
-    __device__ __forceinline__ void each_packed(Body body) const {
+__device__ __forceinline__ void undo_dither(const Header& h, uint64_t unit, float* numbers) {
+    uint32_t words[4];
+    Random(h.seed, h.rank, h.tensor, h.step).words(unit, lane_of_half_warp(), words);
+    each_random(words, [&](int r, uint32_t random) {
+        numbers[r] += 0.5f - static_cast<float>(random) * (1 / kFractionOne);
+    });
+}
+
+// Adds a lane's values of a unit of any frame to its sums.
+__device__ __forceinline__ void add_any(const FrameView& view, uint64_t unit, float* sums) {
+    const uint64_t first = kUnit * unit + lane_of_half_warp(), count = view.header.count;
+    if (first >= count) return;
+    float numbers[kRows];
+    const auto keep = [&](int r, float number, int exponent) {
+        numbers[r] = number * power_of_two(-exponent);
+    };
+    if (view.header.codec == QSGD_CODEC_TERNARY)
+        each_ternary(view, unit, keep);
+    else
         with_bits(view.bits, [&](auto b) {
             uint32_t words[b.value];
             load_string<b.value>(view, unit, words);
-            qsgd::each_packed<b.value>(words, body);
+            each_packed<b.value>(words, keep);
         });
+    if (is_subtractive(view.header)) undo_dither(view.header, unit, numbers);
+    BucketWalk walk(first, view.header.bucket_size);
+    Step step(view, walk.bucket);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+        if (kLanes * r >= count - first) break;
+        if (r > 0 && walk.next_row()) step = Step(view, walk.bucket);
+        sums[r] += numbers[r] * step.step * step.unrescale;
     }
+}
 
-    __device__ __forceinline__ void undo_dither(float* numbers) const {
-        const Header& h = view.header;
-        uint32_t words[4];
-        Random(h.seed, h.rank, h.tensor, h.step).words(unit, lane_of_half_warp(), words);
-        each_random(words, [&](int r, uint32_t random) {
-            numbers[r] += 0.5f - static_cast<float>(random) * (1 / kFractionOne);
-        });
-    }
-};
-
-template <bool kPlain>
-__device__ __forceinline__ void sum_unit(const SumJob& job, WarpTerms& terms, uint64_t unit) {
-    float sums[kRows] = {};
-    const bool there = kUnit * unit < job.expected.count;
+__device__ __forceinline__ void sum_any(const SumJob& job, Terms& terms, uint64_t unit, float* sums) {
     for (uint32_t frame = 0; frame < job.frame_count; ++frame) {
         const FrameView& view = job.views[frame];
-        const Adder adder = {view, unit, job.expected.count, sums};
-        if (there && kPlain) adder.add_plain();
-        if (there && !kPlain) adder.add_any();
-        terms.add(frame, terms_of(view.base, first_payload_word(view, unit), first_payload_word(view, unit + 1),
-                                  lane_of_half_warp(), kLanes));
+        add_any(view, unit, sums);
+        terms.add(frame, terms_of(view.base, first_payload_word(view, unit),
+                                  first_payload_word(view, unit + 1), lane_of_half_warp(), kLanes));
     }
+}
+
+template <bool kPlain>
+__device__ __forceinline__ void sum_unit(const SumJob& job, Terms& terms, uint64_t unit) {
+    float sums[kRows] = {};
+    if (kPlain)
+        sum_plain(job, terms, unit, sums);
+    else
+        sum_any(job, terms, unit, sums);
     const float factor = job.factor();
 #pragma unroll
     for (int r = 0; r < kRows; ++r) sums[r] *= factor;
@@ -138,7 +173,7 @@ __device__ __forceinline__ bool all_scales(const FrameView& view, uint64_t first
 }
 
 // Check 6, and the terms of what lies between header and payload: the grid's warps share the frames.
-__device__ __forceinline__ void check_scales(const SumJob& job, WarpTerms& terms) {
+__device__ __forceinline__ void check_scales(const SumJob& job, Terms& terms) {
     const uint64_t warps = threads_of_grid() / kWarp;
     const uint64_t sharing = warps < job.frame_count ? 1 : warps / job.frame_count;  // one frame
     for (uint64_t item = thread_of_grid() / kWarp; item < sharing * job.frame_count; item += warps) {
@@ -149,7 +184,8 @@ __device__ __forceinline__ void check_scales(const SumJob& job, WarpTerms& terms
         for (uint64_t k = first; k < view.at.payload / 8 - kHeaderWords; k += sharing * kWarp) {
             const uint64_t word = *word_of(view.base, kHeaderWords + k);
             sum += checksum_term(word, kHeaderWords + k);
-            if (2 * k < view.at.buckets && !all_scales(view, 2 * k, word)) job.fail(kScales, frame, QSGD_BAD_SCALE);
+            if (2 * k < view.at.buckets && !all_scales(view, 2 * k, word))
+                job.fail(kScales, frame, QSGD_BAD_SCALE);
         }
         terms.add(frame, sum);
     }
@@ -157,10 +193,10 @@ __device__ __forceinline__ void check_scales(const SumJob& job, WarpTerms& terms
 
 // Two kernels, since what is fast needs fewer registers: only the device knows which of them has to work.
 template <bool kPlain>
-__global__ void __launch_bounds__(kThreads) sum_frames(SumJob job) {
+__global__ void __launch_bounds__(kThreads, kPlain ? 2 : 1) sum_frames(SumJob job) {
     if (job.state->failure < failure_of(kScales, 0, 0)) return;  // no frame's parts are where they should be
     if ((job.state->special == 0) != kPlain) return;
-    WarpTerms terms(job);
+    Terms terms(job);
     check_scales(job, terms);
     const uint64_t pairs = ceil_div(job.expected.count, 2 * kUnit);
     for (uint64_t pair = thread_of_grid() / kWarp; pair < pairs; pair += threads_of_grid() / kWarp)
@@ -192,14 +228,16 @@ cudaError_t decode_sum(const SumJob& job, void* stream) {
     constexpr uint64_t kUnits = kThreads / kLanes;
     const uint32_t blocks = blocks_for(ceil_div(job.expected.count, kUnits * kUnit));
     cudaError_t error = open_frames(job, stream);
-    const Launch sum = {blocks, kThreads, WarpTerms::bytes(job.frame_count), stream};
+    const Launch sum = {blocks, kThreads, Terms::bytes(job.frame_count), stream};
     if (!error) error = launch(sum_frames<true>, sum, job);
     if (!error) error = launch(sum_frames<false>, sum, job);
     const uint32_t few = blocks < 64 ? blocks : 64;
     return error ? error : launch(conclude, {few, kThreads, 8, stream}, job);
 }
 
-uint64_t scratch_bytes_of(uint32_t frame_count) { return sizeof(SumJob::State) + static_cast<uint64_t>(frame_count) * sizeof(FrameView); }
+uint64_t scratch_bytes_of(uint32_t frame_count) {
+    return sizeof(SumJob::State) + static_cast<uint64_t>(frame_count) * sizeof(FrameView);
+}
 
 }  // namespace
 }  // namespace qsgd
@@ -212,9 +250,9 @@ int qsgd_cuda_decode_scratch(uint32_t frame_count, uint64_t* bytes) {
     return QSGD_OK;
 }
 
-int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count, const qsgd_expectation* expected,
-                         float factor, const qsgd_late* late, void* out, qsgd_verdict* verdict, void* scratch,
-                         uint64_t scratch_bytes, void* stream) {
+int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
+                         const qsgd_expectation* expected, float factor, const qsgd_late* late, void* out,
+                         qsgd_verdict* verdict, void* scratch, uint64_t scratch_bytes, void* stream) {
     if (!frames || !frame_count || !expected || !verdict || !scratch) return QSGD_BAD_ARGUMENT;
     if (expected->dtype < QSGD_FLOAT32 || expected->dtype > QSGD_BFLOAT16) return QSGD_BAD_ARGUMENT;
     if ((!out && expected->count) || !aligned(out, element_bytes(expected->dtype))) return QSGD_BAD_ARGUMENT;

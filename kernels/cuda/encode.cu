@@ -59,10 +59,10 @@ struct Encoder {
             for (int r = 0; r < kRows; ++r) squares += static_cast<double>(v[r]) * static_cast<double>(v[r]);
             scale = l2_scale(across<kLanes>(squares, Sum()));
         } else {
-            uint32_t largest = 0;
+            float magnitude = 0;
 #pragma unroll
-            for (int r = 0; r < kRows; ++r) largest = Maximum()(largest, bits_from_float(v[r]) & 0x7FFFFFFFu);
-            largest = across<kLanes>(largest, Maximum());
+            for (int r = 0; r < kRows; ++r) magnitude = larger_magnitude(magnitude, v[r]);
+            uint32_t largest = across<kLanes>(bits_from_float(magnitude), Maximum());
             if (job.group > 1) {
                 shared.largest[self] = largest;
                 __syncthreads();
@@ -119,8 +119,9 @@ struct Encoder {
 template <bool kFindsScales>
 __global__ void __launch_bounds__(kMostThreads) encode_units(EncodeJob job) {
     Shared& shared = *shared_memory<Shared>();
-    Encoder<kFindsScales> encoder = {job, shared, Random(job.seed(), job.spec.rank, job.spec.tensor, job.step()),
-                       static_cast<float>(job.spec.levels), blockDim.x / kLanes};
+    Encoder<kFindsScales> encoder = {job, shared,
+                                     Random(job.seed(), job.spec.rank, job.spec.tensor, job.step()),
+                                     static_cast<float>(job.spec.levels), blockDim.x / kLanes};
     const uint64_t chunks = ceil_div(job.spec.count, kUnit * encoder.units);
     for (uint64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) encoder.encode(chunk);
     if (!kFindsScales)
@@ -170,7 +171,9 @@ cudaError_t encode_frame(EncodeJob& job, const TreeScratch& tree, void* stream) 
     job.group = group_of(job.spec, units);
     cudaError_t error = cudaSuccess;
     if (blocks && !job.group) error = find_scales(job, tree, stream);
-    if (!error && blocks) error = launch(job.group ? encode_units<true> : encode_units<false>, {blocks, units * kLanes, sizeof(Shared), stream}, job);
+    if (!error && blocks)
+        error = launch(job.group ? encode_units<true> : encode_units<false>,
+                       {blocks, units * kLanes, sizeof(Shared), stream}, job);
     const bool norm = job.spec.flags & QSGD_FLAG_SQUARED_NORM;  // in the scratch memory that scales needed
     if (!error && norm) error = find_squared_norm(job, tree, &squared_norm, stream);
     return error

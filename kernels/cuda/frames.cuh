@@ -12,7 +12,8 @@ enum Check : uint32_t { kHeaders, kEnd, kAgreement, kScales, kChecksums };
 constexpr uint64_t kNoFailure = ~0ull;
 
 QSGD_HD uint64_t failure_of(Check check, uint32_t frame, int status) {
-    return static_cast<uint64_t>(check) << 48 | static_cast<uint64_t>(frame) << 16 | static_cast<uint64_t>(status);
+    return static_cast<uint64_t>(check) << 48 | static_cast<uint64_t>(frame) << 16 |
+           static_cast<uint64_t>(status);
 }
 QSGD_HD qsgd_verdict verdict_of(uint64_t failure) {
     if (failure == kNoFailure) return {QSGD_OK, 0};
@@ -28,9 +29,12 @@ struct FrameView {
 
     // Packed, with whole units in each bucket.
     __device__ bool plain() const {
-        return header.codec == QSGD_CODEC_PACKED && header.bucket_size % kUnit == 0 && !is_subtractive(header);
+        return header.codec == QSGD_CODEC_PACKED && header.bucket_size % kUnit == 0 &&
+               !is_subtractive(header);
     }
-    __device__ const float* scales() const { return reinterpret_cast<const float*>(base + QSGD_HEADER_BYTES); }
+    __device__ const float* scales() const {
+        return reinterpret_cast<const float*>(base + QSGD_HEADER_BYTES);
+    }
 };
 
 struct SumJob {
@@ -45,7 +49,7 @@ struct SumJob {
     struct State {
         uint64_t failure;  // the first so far
         uint64_t special;  // frames that are not plain
-    } * state;
+    }* state;
     FrameView* views;
 
     __device__ float factor() const { return late.factor ? *late.factor : factor_; }

@@ -65,6 +65,16 @@ struct Maximum {
     }
 };
 
+// The larger of |v| and a number that has no sign, by their bits; a NaN is the largest.
+__device__ __forceinline__ float larger_magnitude(float largest, float v) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("{.reg .f32 m; abs.f32 m, %1; max.NaN.f32 %0, %0, m;}" : "+f"(largest) : "f"(v));
+    return largest;
+#else
+    return float_from_bits(Maximum()(bits_from_float(largest), bits_from_float(v) & 0x7FFFFFFFu));
+#endif
+}
+
 // All lanes of a group get combine() over the group: lane l with l + 8, with l + 4, ... (docs/wire_format.md,
 // section 3), starting at half the group.
 template <uint32_t kGroup, class T, class Combine>

@@ -31,8 +31,8 @@ __device__ void open(const SumJob& job, uint32_t number, const uint8_t* base, co
     if (agreement != QSGD_OK) job.fail(kAgreement, number, agreement);
 }
 
-// Each lane looks where its frame begins if those before it are as long as the first: what is found there counts
-// as far as that is so.
+// Each lane looks where its frame begins if those before it are as long as the first: what is found there
+// counts as far as that is so.
 __global__ void __launch_bounds__(kWarp) open_all(SumJob job) {
     const uint32_t lane = threadIdx.x;
     if (lane == 0) *job.state = {kNoFailure, 0};
@@ -54,12 +54,15 @@ __global__ void __launch_bounds__(kWarp) open_all(SumJob job) {
         if (!__shfl_sync(kAllLanes, status == QSGD_OK, last)) return;
         begin += last * length + __shfl_sync(kAllLanes, h.frame_bytes, last);
         first += last + 1;
-        if (first == job.frame_count && begin < job.bytes && lane == 0) job.fail(kEnd, first - 1, QSGD_TRAILING_BYTES);
+        if (first == job.frame_count && begin < job.bytes && lane == 0)
+            job.fail(kEnd, first - 1, QSGD_TRAILING_BYTES);
     }
 }
 
 }  // namespace
 
-cudaError_t open_frames(const SumJob& job, void* stream) { return launch(open_all, {1, kWarp, 0, stream}, job); }
+cudaError_t open_frames(const SumJob& job, void* stream) {
+    return launch(open_all, {1, kWarp, 0, stream}, job);
+}
 
 }  // namespace qsgd

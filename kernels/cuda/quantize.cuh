@@ -19,8 +19,13 @@ struct Inverse {
 
 // v becomes x * 2^24 where one scale holds for all of it.
 __device__ __forceinline__ void divide(float* v, const Inverse& inverse) {
+    if (inverse.finite && inverse.rescale == 1.0f) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) v[r] = inverse.finite ? inverse(v[r]) : 0;
+        for (int r = 0; r < kRows; ++r) v[r] *= inverse.step;
+    } else {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) v[r] = inverse.finite ? inverse(v[r]) : 0;
+    }
 }
 
 // The same of a unit of the tensor, from the scales of its buckets.

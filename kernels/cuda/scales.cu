@@ -43,16 +43,17 @@ __device__ __forceinline__ double statistic_of(const void* gradient, uint64_t fi
                                                bool squares) {
     const auto* at = static_cast<const typename T::Element*>(gradient) + first;
     double sum = 0;
-    uint32_t largest = 0;
+    float largest = 0;
 #pragma unroll 8
     for (uint64_t i = lane_of_half_warp(); i < length; i += kLanes) {
         const float v = T::widen(at[i]);
         if (squares)
             sum += static_cast<double>(v) * static_cast<double>(v);
         else
-            largest = Maximum()(largest, bits_from_float(v) & 0x7FFFFFFFu);
+            largest = larger_magnitude(largest, v);
     }
-    return squares ? across<kLanes>(sum, Sum()) : static_cast<double>(across<kLanes>(largest, Maximum()));
+    return squares ? across<kLanes>(sum, Sum())
+                   : static_cast<double>(across<kLanes>(bits_from_float(largest), Maximum()));
 }
 
 // The statistics of all blocks to `out`; or, if there is none, the scales of buckets of one block.

@@ -11,33 +11,55 @@ __device__ __forceinline__ float power_of_two(int exponent) {
     return float_from_bits(static_cast<uint32_t>(127 + exponent) << 23);
 }
 
-// The words of a lane's string, zeros where the payload has ended.
-template <int kBits>
-__device__ __forceinline__ void load_string(const FrameView& view, uint64_t unit, uint32_t (&words)[kBits]) {
-    const uint64_t first = view.at.payload + 64 * kBits * unit;
-    const auto* at = reinterpret_cast<const uint32_t*>(view.base + first) + lane_of_half_warp();
+// Bytes of the payload from a unit's beginning on, or `most`.
+__device__ __forceinline__ uint32_t bytes_left(const FrameView& view, uint64_t first, uint32_t most) {
     const uint64_t left = first < view.at.coded_bytes ? view.at.coded_bytes - first : 0;
-#pragma unroll
-    for (int w = 0; w < kBits; ++w) words[w] = 64u * w < left ? __ldg(at + kLanes * w) : 0;
+    return left < most ? static_cast<uint32_t>(left) : most;
 }
 
-// Calls body(row, number, exponent) for the codes of a lane's string, each being number / 2^exponent: a code is
-// turned into a number where it stands, in the mantissa of 2^23, which takes no shift and no conversion.
+// The words of a lane's string, zeros where the payload has ended. Returns this lane's part of the unit's
+// terms.
+template <int kBits>
+__device__ __forceinline__ uint64_t load_string(const FrameView& view, uint64_t unit,
+                                                uint32_t (&words)[kBits]) {
+    const uint64_t first = view.at.payload + 64 * kBits * unit;
+    const uint32_t lane = lane_of_half_warp(), left = bytes_left(view, first, 64 * kBits);
+    const auto* const at = reinterpret_cast<const uint32_t*>(view.base + first) + lane;
+#pragma unroll
+    for (uint32_t w = 0; w < kBits; ++w) words[w] = 64 * w < left ? __ldg(at + kLanes * w) : 0;
+    uint64_t terms = 0;
+#pragma unroll
+    for (uint32_t w = 0; w < kBits; w += 2)
+        if (64 * w + 8 * lane < left)
+            terms +=
+                checksum_term(__ldg(word_of(view.base, first / 8 + lane) + 8 * w), first / 8 + lane + 8 * w);
+    return terms;
+}
+
+// (a & b) ^ c in one instruction, of which the compiler makes two where b and c are constants.
+__device__ __forceinline__ uint32_t and_xor(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef __CUDA_ARCH__
+    uint32_t result;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#else
+    return (a & b) ^ c;
+#endif
+}
+
+// Calls body(row, number, exponent) for the codes of a lane's string, each being number / 2^exponent: a code
+// is turned into a number where it stands, in the mantissa of 2^23, which takes no conversion, and few
+// shifts.
 template <int kBits, class Body>
 __device__ __forceinline__ void each_packed(const uint32_t (&words)[kBits], Body body) {
-    constexpr int kDown = (9 + kBits - 1) / kBits * kBits;  // brings the top of a word into a mantissa
     constexpr uint32_t kMask = (1u << kBits) - 1, kSign = 1u << (kBits - 1), kOne = 0x4B000000u;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
         const int bit = r * kBits % 32, word = r * kBits / 32;
-        uint32_t field = words[word];
-        int at = bit;
-        if (bit + kBits > 32) {
-            field = __funnelshift_r(field, words[word + 1], bit), at = 0;
-        } else if (bit + kBits > 23) {
-            field >>= kDown, at -= kDown;
-        }
-        const float lifted = float_from_bits((field & kMask << at) ^ (kOne | kSign << at));
+        const int at = 32 % kBits == 0 ? bit % 16 : 0;
+        const uint32_t field = bit + kBits > 32 ? __funnelshift_r(words[word], words[(word + 1) % kBits], bit)
+                                                : words[word] >> (bit - at);
+        const float lifted = float_from_bits(and_xor(field, kMask << at, kOne | kSign << at));
         body(r, lifted - float_from_bits(kOne | kSign << at), at);
     }
 }
