@@ -59,6 +59,73 @@ $(OBJECTS)/%.o: kernels/%.cpp Makefile
 
 -include $(KERNEL_OBJECTS:.o=.d)
 
+# ---- CUDA kernels --------------------------------------------------------------------------------
+# A library of its own, which links to no other: loaded where a tensor lies on a GPU. For every architecture of
+# CUDA_ARCH="80 90" or, by default, those that nvcc knows of CUDA_ARCHS, and as PTX for what comes after.
+NVCC       ?= nvcc
+CUDA_ARCHS := 70 75 80 86 89 90 100 110 120
+CUDA_ARCH  ?= $(filter $(CUDA_ARCHS),$(patsubst compute_%,%,$(shell $(NVCC) --list-gpu-arch)))
+CUDA_LIBRARY ?= hvd_qsgd/libhvd_qsgd_cuda.so
+CUDA_SOURCES := $(wildcard kernels/cuda/*.cu)
+CUDA_OBJECTS := $(CUDA_SOURCES:kernels/cuda/%.cu=build/cuda/%.o)
+CUDA_CODE     = $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$a,code=sm_$a) \
+                -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
+# Every operation is rounded by itself, and subnormal numbers count: docs/wire_format.md.
+CUDA_FLAGS   := -std=c++17 -O3 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true -lineinfo \
+                -Werror all-warnings -Xptxas -warn-spills,-warn-lmem-usage -Xcompiler -fPIC,-fvisibility=hidden -Ikernels
+
+.PHONY: cuda cuda-if-there cuda-library cuda-emulated cuda-emulate-test
+cuda:                                ## compile the CUDA kernels into hvd_qsgd/ with nvcc; CUDA_ARCH="80 90"
+	@$(NVCC) --version >/dev/null 2>&1 || { echo "cuda: $(NVCC) was not found; install the CUDA toolkit, or name nvcc:" \
+	    "make cuda NVCC=/usr/local/cuda/bin/nvcc" >&2; exit 1; }
+	@$(MAKE) --no-print-directory -j$(JOBS) cuda-library
+
+cuda-if-there:
+	@if $(NVCC) --version >/dev/null 2>&1; then $(MAKE) --no-print-directory cuda; fi
+
+cuda-library: $(CUDA_LIBRARY)
+	@:
+
+$(CUDA_LIBRARY): $(CUDA_OBJECTS)
+	@mkdir -p $(@D)
+	@echo link $@
+	@$(NVCC) -shared --cudart static -o $@.tmp $^
+	@mv $@.tmp $@
+
+build/cuda/%.o: kernels/cuda/%.cu Makefile
+	@mkdir -p $(@D)
+	@echo compile $< for $(CUDA_ARCH)
+	@$(NVCC) $(CUDA_FLAGS) $(CUDA_CODE) -MMD -MF $(@:.o=.d) -c -o $@ $<
+
+# The same sources as C++, on a GPU that is emulated (tests/cuda_emulation/): no blocks but three, so that each takes
+# several turns.
+EMULATED         := build/cuda-emulated
+EMULATED_OBJECTS := $(CUDA_SOURCES:kernels/cuda/%.cu=$(EMULATED)/%.o) $(EMULATED)/emulation.o
+EMULATED_FLAGS    = -std=c++17 -O1 -g -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -DQSGD_CUDA_MOST_BLOCKS=3 \
+                    -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi $(WERROR) $(EMULATION_CHECKS) -Itests/cuda_emulation -Ikernels
+cuda-emulated:
+	@$(MAKE) --no-print-directory -j$(JOBS) $(EMULATED)/libhvd_qsgd_cuda.so
+
+cuda-emulate-test: $(ENV) kernels cuda-emulated ## run the CUDA kernels' tests on the processor
+	$(PYTHON) -m pytest -q $(wildcard tests/test_cuda*.py) $(ARGS)
+
+$(EMULATED)/libhvd_qsgd_cuda.so: $(EMULATED_OBJECTS)
+	@echo link $@
+	@$(CXX) -shared $(EMULATION_CHECKS) -o $@.tmp $^
+	@mv $@.tmp $@
+
+$(EMULATED)/%.o: kernels/cuda/%.cu Makefile
+	@mkdir -p $(@D)
+	@echo compile $< as C++
+	@$(CXX) -x c++ $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
+
+$(EMULATED)/%.o: tests/cuda_emulation/%.cpp Makefile
+	@mkdir -p $(@D)
+	@echo compile $<
+	@$(CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
+
+-include $(CUDA_OBJECTS:.o=.d) $(EMULATED_OBJECTS:.o=.d)
+
 # ---- TensorFlow ops ------------------------------------------------------------------------------
 # Built for the TensorFlow that PYTHON imports, whose version is in the library's name: another one needs another.
 .PHONY: tensorflow tensorflow-if-there ops
@@ -129,7 +196,7 @@ env:                                 ## make .venv: pinned packages, Horovod bui
 	    "apt install python3.11-venv; if it is elsewhere: make BASE_PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	$$p tools/env.py
 
-test: $(ENV) kernels tensorflow-if-there ## run the tests; ARGS='-k name' passes options to pytest
+test: $(ENV) kernels tensorflow-if-there cuda-if-there cuda-emulated ## run the tests; ARGS='-k name' passes options to pytest
 	$(PYTHON) -m pytest tests -q $(ARGS)
 
 # Not the tests of distributions: they take long, and no other path through the code.
@@ -139,7 +206,7 @@ asan-test: $(ENV) asan-kernels       ## run the kernel tests under the sanitizer
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HVD_QSGD_LIBRARY=$(ASAN_LIBRARY) \
 	$(PYTHON) -m pytest -q -p no:cacheprovider --capture=sys $(SANITIZED_TESTS) $(ARGS)
 
-KERNEL_FILES = $(wildcard tests/fuzz/*.cpp kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cc)
+KERNEL_FILES = $(wildcard tests/fuzz/*.cpp tests/cuda_emulation/* kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cuh)
 lint: $(ENV)                         ## ruff, mypy --strict, clang-format: change nothing
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .

@@ -94,6 +94,36 @@ QSGD_HD Layout layout(uint8_t codec, uint32_t levels, uint64_t count, uint64_t b
     return at;
 }
 
+QSGD_HD Layout layout_of(const qsgd_spec& spec) {
+    return layout(spec.codec, spec.levels, spec.count, spec.bucket_size);
+}
+
+QSGD_HD bool is_dtype(uint32_t dtype) { return dtype >= QSGD_FLOAT32 && dtype <= QSGD_BFLOAT16; }
+
+// Whether a frame can be made as `spec` says.
+QSGD_HD bool spec_possible(const qsgd_spec& s) {
+    const bool codec = is_codec(s.codec) || s.codec == QSGD_CODEC_AUTO;
+    const bool norm = is_norm(s.norm, s.codec);
+    const bool dtype = is_dtype(s.dtype);
+    const bool flags = flags_possible(s.flags, s.codec);
+    const bool sizes = s.count <= kMaxCount && s.bucket_size >= 1 && s.bucket_size <= kMaxCount;
+    return codec && norm && dtype && flags && sizes && s.levels >= 1 && s.levels <= max_levels(s.codec);
+}
+
+// The header of a frame, but for its checksum.
+QSGD_HD Header header_of(const qsgd_spec& s, const Layout& at, uint64_t squared_norm) {
+    Header h = {};
+    h.magic = kMagic;
+    h.version = kVersion;
+    h.codec = s.codec, h.norm = s.norm, h.dtype = s.dtype;
+    h.flags = s.flags, h.levels = s.levels;
+    h.count = s.count, h.bucket_size = s.bucket_size, h.seed = s.seed;
+    h.rank = s.rank, h.tensor = s.tensor, h.step = s.step;
+    h.coded_bytes = at.coded_bytes, h.frame_bytes = at.frame_bytes;
+    h.squared_norm = squared_norm;
+    return h;
+}
+
 // Whether coded_bytes and frame_bytes can be right: with a variable-length codec the payload must tell.
 QSGD_HD bool lengths_possible(const Header& h) {
     if (h.codec == QSGD_CODEC_ERROR)

@@ -16,6 +16,7 @@ constexpr Words kWords[] = {
     {QSGD_BAD_ARGUMENT, "an argument is out of range"},
     {QSGD_FRAME_TOO_SMALL, "the frame's buffer is too small"},
     {QSGD_OUT_OF_MEMORY, "memory or threads ran out"},
+    {QSGD_CUDA_ERROR, "a CUDA call failed"},
     {QSGD_TRUNCATED, "is cut short"},
     {QSGD_BAD_MAGIC, "does not begin with the bytes 'QSGD'"},
     {QSGD_BAD_VERSION, "is of a format version that this hvd_qsgd does not know"},

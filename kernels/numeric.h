@@ -73,8 +73,14 @@ QSGD_HD float grid_step(float scale, float levels) {
     return float_from_bits(bits_from_float(step) - overflows);
 }
 
-// min(f32(sqrt(sum)), FLT_MAX), the l2 scale.
+// The scale of a bucket whose largest magnitude has these bits; NaN if that is not finite.
+QSGD_HD float max_scale(uint32_t largest_bits) {
+    return float_from_bits(largest_bits < kInfBits ? largest_bits : kNanBits);
+}
+
+// The scale of a bucket with this sum of squares: min(f32(sqrt(sum)), FLT_MAX), or NaN.
 QSGD_HD float l2_scale(double sum) {
+    if (!is_finite(sum)) return float_from_bits(kNanBits);
     const float root = static_cast<float>(sqrt(sum));
     return bits_from_float(root) == kInfBits ? float_from_bits(kInfBits - 1) : root;
 }
@@ -82,6 +88,13 @@ QSGD_HD float l2_scale(double sum) {
 // The mean that `count` numbers of this sum have, 0 if there are none: a scale of onebit.
 QSGD_HD float mean_of(double sum, uint64_t count) {
     return count ? static_cast<float>(sum / static_cast<double>(count)) : 0;
+}
+
+// How the header has ||v||^2: NaN is canonical, and stands for all that is not finite.
+QSGD_HD uint64_t canonical_bits(double sum) {
+    uint64_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    return is_finite(sum) ? bits : 0x7FF8000000000000u;
 }
 
 QSGD_HD float float_from_bfloat16(uint16_t bits) {

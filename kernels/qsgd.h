@@ -21,6 +21,7 @@ typedef enum {
     QSGD_BAD_ARGUMENT = 1,    /* a null pointer, or a field of qsgd_spec out of range */
     QSGD_FRAME_TOO_SMALL = 2, /* the buffer given to qsgd_encode or qsgd_pad is too small */
     QSGD_OUT_OF_MEMORY = 3,   /* scratch memory or threads could not be had */
+    QSGD_CUDA_ERROR = 4,      /* a CUDA call failed: qsgd_cuda_error tells which way */
     /* A frame that is not valid by itself, in the order of the checks. */
     QSGD_TRUNCATED = 10,
     QSGD_BAD_MAGIC = 11,

@@ -13,22 +13,6 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "frames are little-endi
 namespace qsgd {
 namespace {
 
-bool is_dtype(uint32_t dtype) { return dtype >= QSGD_FLOAT32 && dtype <= QSGD_BFLOAT16; }
-
-int check_spec(const qsgd_spec& s) {
-    const bool codec = is_codec(s.codec) || s.codec == QSGD_CODEC_AUTO;
-    const bool norm = is_norm(s.norm, s.codec);
-    const bool dtype = is_dtype(s.dtype);
-    const bool flags = flags_possible(s.flags, s.codec);
-    const bool sizes = s.count <= kMaxCount && s.bucket_size >= 1 && s.bucket_size <= kMaxCount;
-    if (!codec || !norm || !dtype || !flags || !sizes) return QSGD_BAD_ARGUMENT;
-    return s.levels >= 1 && s.levels <= max_levels(s.codec) ? QSGD_OK : QSGD_BAD_ARGUMENT;
-}
-
-Layout layout_of(const qsgd_spec& spec) {
-    return layout(spec.codec, spec.levels, spec.count, spec.bucket_size);
-}
-
 // The most bytes of a frame.
 uint64_t most_bytes(qsgd_spec spec) {
     if (spec.codec == QSGD_CODEC_AUTO) {
@@ -78,14 +62,14 @@ uint32_t qsgd_columns(const uint64_t* shape, uint32_t dimensions) {
 }
 
 int qsgd_frame_bytes(const qsgd_spec* spec, uint64_t* bytes) {
-    if (!spec || !bytes || check_spec(*spec) != QSGD_OK) return QSGD_BAD_ARGUMENT;
+    if (!spec || !bytes || !spec_possible(*spec)) return QSGD_BAD_ARGUMENT;
     *bytes = most_bytes(*spec);
     return QSGD_OK;
 }
 
 int qsgd_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity, uint32_t threads,
                 uint64_t* bytes) {
-    if (!spec || !frame || !bytes || check_spec(*spec) != QSGD_OK) return QSGD_BAD_ARGUMENT;
+    if (!spec || !frame || !bytes || !spec_possible(*spec)) return QSGD_BAD_ARGUMENT;
     if ((!gradient && spec->count) || spec->codec == QSGD_CODEC_AUTO) return QSGD_BAD_ARGUMENT;
     if (capacity < most_bytes(*spec)) return QSGD_FRAME_TOO_SMALL;
     return guarded([&] {
@@ -97,7 +81,7 @@ int qsgd_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64
 
 int qsgd_solve_levels(const qsgd_spec* spec, const void* gradient, double variance, uint32_t threads,
                       uint32_t* levels) {
-    if (!spec || !levels || check_spec(*spec) != QSGD_OK) return QSGD_BAD_ARGUMENT;
+    if (!spec || !levels || !spec_possible(*spec)) return QSGD_BAD_ARGUMENT;
     if (!gradient && spec->count) return QSGD_BAD_ARGUMENT;
     if (!(variance > 0) || !std::isfinite(variance) || spec->codec == QSGD_CODEC_ONEBIT)
         return QSGD_BAD_ARGUMENT;

@@ -23,10 +23,7 @@ inline uint64_t squared_norm_bits(const EncodeJob& job, uint32_t threads) {
     });
     PairwiseTree tree;  // every chunk but the last is a complete subtree
     for (double sum : sums) tree.add(sum);
-    const double norm = tree.total();
-    uint64_t bits;
-    memcpy(&bits, &norm, sizeof bits);
-    return is_finite(norm) ? bits : 0x7FF8000000000000u;
+    return canonical_bits(tree.total());
 }
 
 inline uint64_t encode_payload(const EncodeJob& job, uint32_t threads) {
@@ -37,20 +34,6 @@ inline uint64_t encode_payload(const EncodeJob& job, uint32_t threads) {
     uint64_t all = 0;
     for (uint64_t part : terms) all += part;
     return all;
-}
-
-inline void write_header(const EncodeJob& job, uint64_t squared_norm) {
-    const qsgd_spec& s = job.spec;
-    Header h = {};
-    h.magic = kMagic;
-    h.version = kVersion;
-    h.codec = s.codec, h.norm = s.norm, h.dtype = s.dtype;
-    h.flags = s.flags, h.levels = s.levels;
-    h.count = s.count, h.bucket_size = s.bucket_size, h.seed = s.seed;
-    h.rank = s.rank, h.tensor = s.tensor, h.step = s.step;
-    h.coded_bytes = job.at.coded_bytes, h.frame_bytes = job.at.frame_bytes;
-    h.squared_norm = squared_norm;
-    memcpy(job.frame, &h, sizeof h);
 }
 
 // The most bytes of a payload of variable length.
@@ -81,7 +64,9 @@ inline uint64_t encode_frame(EncodeJob job, uint32_t allowed_threads) {
     }
     const uint64_t payload_terms =
         has_fixed_width(job.spec.codec) ? encode_payload(job, threads) : encode_variable(job, threads);
-    write_header(job, job.spec.flags & QSGD_FLAG_SQUARED_NORM ? squared_norm_bits(job, threads) : 0);
+    const Header header = header_of(
+        job.spec, job.at, job.spec.flags & QSGD_FLAG_SQUARED_NORM ? squared_norm_bits(job, threads) : 0);
+    memcpy(job.frame, &header, sizeof header);
     write_checksum(job.frame, payload_terms + checksum_terms(job.frame, 0, job.at.payload));
     return job.at.frame_bytes;
 }

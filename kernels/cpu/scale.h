@@ -37,9 +37,7 @@ class PairwiseTree {
 };
 
 inline float scale_of(const Statistics& s, uint8_t norm) {
-    const bool l2 = norm == QSGD_NORM_L2;
-    if (l2 ? !is_finite(s.sum) : s.largest_bits >= kInfBits) return float_from_bits(kNanBits);
-    return l2 ? l2_scale(s.sum) : float_from_bits(s.largest_bits);
+    return norm == QSGD_NORM_L2 ? l2_scale(s.sum) : max_scale(s.largest_bits);
 }
 
 // The two scales of a onebit bucket of this length to `out`.

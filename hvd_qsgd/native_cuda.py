@@ -1,0 +1,70 @@
+"""The CUDA kernel library through its C ABI (``kernels/qsgd_cuda.h``): structures, argument types."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import pathlib
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_uint32, c_uint64, c_void_p
+from typing import Any
+
+from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.native import ABI_VERSION, Expectation, Spec
+
+LIBRARY_VARIABLE = "HVD_QSGD_CUDA_LIBRARY"
+
+
+class Draw(ctypes.Structure):
+    """``qsgd_draw``: seed and step, in memory of the device."""
+
+    _fields_ = (("seed", c_uint64), ("step", c_uint32), ("zero", c_uint32))
+
+
+class Verdict(ctypes.Structure):
+    """``qsgd_verdict``: how a sum ended."""
+
+    _fields_ = (("status", c_int32), ("bad_frame", c_uint32))
+
+
+class Late(ctypes.Structure):
+    """``qsgd_late``: addresses of a factor and of a ``Draw``, in memory of the device, or none."""
+
+    _fields_ = (("factor", c_void_p), ("draw", c_void_p))
+
+
+# Every function of kernels/qsgd_cuda.h: what it returns, what it takes.
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "qsgd_cuda_abi_version": (c_uint32,),
+    "qsgd_cuda_error": (c_char_p,),
+    "qsgd_cuda_encode_scratch": (c_int, POINTER(Spec), POINTER(c_uint64)),
+    "qsgd_cuda_encode": (
+        c_int, POINTER(Spec), c_void_p, c_void_p, c_uint64, c_void_p, c_void_p, c_uint64, c_void_p
+    ),
+    "qsgd_cuda_decode_scratch": (c_int, c_uint32, POINTER(c_uint64)),
+    "qsgd_cuda_decode_sum": (
+        c_int, c_void_p, c_uint64, c_uint32, POINTER(Expectation), c_float, POINTER(Late), c_void_p, c_void_p,
+        c_void_p, c_uint64, c_void_p
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded CUDA kernel library, its functions declared; raises ``QSGDError`` where there is none."""
+    path = os.environ.get(LIBRARY_VARIABLE) or str(pathlib.Path(__file__).with_name("libhvd_qsgd_cuda.so"))
+    try:
+        loaded = ctypes.CDLL(path)
+    except OSError as error:
+        raise QSGDError(
+            f"the CUDA kernels cannot be loaded ({error}); build them with `make cuda`, which needs nvcc"
+        ) from error
+    version = loaded.qsgd_cuda_abi_version() if hasattr(loaded, "qsgd_cuda_abi_version") else None
+    if version != ABI_VERSION:
+        raise QSGDError(
+            f"{path} has ABI version {version}, this package needs {ABI_VERSION}; build it again (`make cuda`)"
+        )
+    for name, (result, *arguments) in SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded

@@ -1,0 +1,269 @@
+// Decoding and adding up frames: half a warp takes a unit of 512 elements of the result, frame after frame.
+#include "cuda/quantize.cuh"
+#include "cuda/status.h"
+#include "cuda/unpack.cuh"
+
+namespace qsgd {
+namespace {
+
+constexpr uint32_t kWarps = kThreads / kWarp;
+constexpr uint32_t kFewFrames =
+    16;  // of which each thread has a sum of terms in shared memory; else each warp
+constexpr uint32_t kSharedFrames = 512;  // up to so many
+
+// Terms of the frames' checksums that a block finds.
+class Terms {
+  public:
+    __device__ Terms(const SumJob& job)
+        : job_(job), frames_(shared_frames(job.frame_count)), sums_(sums_of_frame(job.frame_count)) {
+        for (uint32_t k = threadIdx.x; k < frames_ * sums_; k += kThreads) shared_memory<uint64_t>()[k] = 0;
+        __syncthreads();
+    }
+
+    // Of one frame; all threads of a warp call it together.
+    __device__ __forceinline__ void add(uint32_t frame, uint64_t terms) {
+        uint64_t* const sums = shared_memory<uint64_t>() + sums_ * frame;
+        if (sums_ == kThreads) {
+            sums[threadIdx.x] += terms;
+            return;
+        }
+        terms = across<kWarp>(terms, Sum());
+        if (threadIdx.x % kWarp != 0) return;
+        if (frame < frames_)
+            sums[threadIdx.x / kWarp] += terms;
+        else
+            atomic_add(&job_.views[frame].found, terms);
+    }
+
+    // At the end.
+    __device__ void publish() {
+        __syncthreads();
+        for (uint32_t frame = threadIdx.x / kWarp; frame < frames_; frame += kWarps) {
+            uint64_t sum = 0;
+            for (uint32_t k = threadIdx.x % kWarp; k < sums_; k += kWarp)
+                sum += shared_memory<uint64_t>()[sums_ * frame + k];
+            sum = across<kWarp>(sum, Sum());
+            if (threadIdx.x % kWarp == 0) atomic_add(&job_.views[frame].found, sum);
+        }
+    }
+
+    static uint64_t bytes(uint32_t frames) { return 8 * shared_frames(frames) * sums_of_frame(frames); }
+
+  private:
+    QSGD_HD uint32_t shared_frames(uint32_t frames) {
+        return frames < kSharedFrames ? frames : kSharedFrames;
+    }
+    QSGD_HD uint32_t sums_of_frame(uint32_t frames) { return frames <= kFewFrames ? kThreads : kWarps; }
+
+    const SumJob& job_;
+    const uint32_t frames_, sums_;
+};
+
+// A bucket's grid.
+struct Step {
+    float step = 0, unrescale = 1;
+    Step() = default;
+    __device__ Step(const FrameView& view, uint64_t bucket) {
+        const float scale = view.scales()[bucket];
+        step = grid_step(scale, static_cast<float>(view.header.levels));
+        unrescale = is_tiny(scale) ? kUnrescale : 1.0f;
+    }
+};
+
+// Adds a lane's values of a unit of a plain frame to its sums; returns terms of the frame's checksum.
+__device__ __forceinline__ uint64_t add_plain(const FrameView& view, uint64_t unit, const Step& step,
+                                              float* sums) {
+    uint64_t terms = 0;
+    with_bits(view.bits, [&](auto b) {
+        uint32_t words[b.value];
+        terms = load_string<b.value>(view, unit, words);
+        const auto value = [&](float number, int exponent) {
+            return number * (step.step * power_of_two(-exponent));
+        };
+        if (step.unrescale == 1.0f)
+            each_packed<b.value>(words, [&](int r, float n, int exponent) { sums[r] += value(n, exponent); });
+        else
+            each_packed<b.value>(
+                words, [&](int r, float n, int exponent) { sums[r] += value(n, exponent) * kUnrescale; });
+    });
+    return terms;
+}
+
+// The sums of a unit where all frames are plain: each lane finds the step of another frame, for all.
+__device__ __forceinline__ void sum_plain(const SumJob& job, Terms& terms, uint64_t unit, float* sums) {
+    const bool there = kUnit * unit < job.expected.count;
+    for (uint32_t first = 0; first < job.frame_count; first += kLanes) {
+        const uint32_t count = job.frame_count - first < kLanes ? job.frame_count - first : kLanes;
+        Step mine;
+        if (there && lane_of_half_warp() < count) {
+            const FrameView& view = job.views[first + lane_of_half_warp()];
+            const uint64_t units = view.header.bucket_size / kUnit;  // of a bucket
+            mine = Step(view, units == 1 ? unit : unit / units);
+        }
+#pragma unroll 1
+        for (uint32_t k = 0; k < count; ++k) {
+            Step step;
+            step.step = __shfl_sync(kAllLanes, mine.step, static_cast<int>(k), kLanes);
+            step.unrescale = __shfl_sync(kAllLanes, mine.unrescale, static_cast<int>(k), kLanes);
+            terms.add(first + k, add_plain(job.views[first + k], unit, step, sums));
+        }
+    }
+}
+
+__device__ __forceinline__ void undo_dither(const Header& h, uint64_t unit, float* numbers) {
+    uint32_t words[4];
+    Random(h.seed, h.rank, h.tensor, h.step).words(unit, lane_of_half_warp(), words);
+    each_random(words, [&](int r, uint32_t random) {
+        numbers[r] += 0.5f - static_cast<float>(random) * (1 / kFractionOne);
+    });
+}
+
+// Adds a lane's values of a unit of any frame to its sums.
+__device__ __forceinline__ void add_any(const FrameView& view, uint64_t unit, float* sums) {
+    const uint64_t first = kUnit * unit + lane_of_half_warp(), count = view.header.count;
+    if (first >= count) return;
+    float numbers[kRows];
+    const auto keep = [&](int r, float number, int exponent) {
+        numbers[r] = number * power_of_two(-exponent);
+    };
+    if (view.header.codec == QSGD_CODEC_TERNARY)
+        each_ternary(view, unit, keep);
+    else
+        with_bits(view.bits, [&](auto b) {
+            uint32_t words[b.value];
+            load_string<b.value>(view, unit, words);
+            each_packed<b.value>(words, keep);
+        });
+    if (is_subtractive(view.header)) undo_dither(view.header, unit, numbers);
+    BucketWalk walk(first, view.header.bucket_size);
+    Step step(view, walk.bucket);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+        if (kLanes * r >= count - first) break;
+        if (r > 0 && walk.next_row()) step = Step(view, walk.bucket);
+        sums[r] += numbers[r] * step.step * step.unrescale;
+    }
+}
+
+__device__ __forceinline__ void sum_any(const SumJob& job, Terms& terms, uint64_t unit, float* sums) {
+    for (uint32_t frame = 0; frame < job.frame_count; ++frame) {
+        const FrameView& view = job.views[frame];
+        add_any(view, unit, sums);
+        terms.add(frame, terms_of(view.base, first_payload_word(view, unit),
+                                  first_payload_word(view, unit + 1), lane_of_half_warp(), kLanes));
+    }
+}
+
+template <bool kPlain>
+__device__ __forceinline__ void sum_unit(const SumJob& job, Terms& terms, uint64_t unit) {
+    float sums[kRows] = {};
+    if (kPlain)
+        sum_plain(job, terms, unit, sums);
+    else
+        sum_any(job, terms, unit, sums);
+    const float factor = job.factor();
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) sums[r] *= factor;
+    store_unit(sums, job.expected.dtype, unit, job.expected.count, job.out);
+}
+
+__device__ __forceinline__ bool all_scales(const FrameView& view, uint64_t first_bucket, uint64_t word) {
+    const uint64_t left = view.at.buckets - first_bucket;
+    return is_scale(static_cast<uint32_t>(word)) && (left < 2 || is_scale(static_cast<uint32_t>(word >> 32)));
+}
+
+// Check 6, and the terms of what lies between header and payload: the grid's warps share the frames.
+__device__ __forceinline__ void check_scales(const SumJob& job, Terms& terms) {
+    const uint64_t warps = threads_of_grid() / kWarp;
+    const uint64_t sharing = warps < job.frame_count ? 1 : warps / job.frame_count;  // one frame
+    for (uint64_t item = thread_of_grid() / kWarp; item < sharing * job.frame_count; item += warps) {
+        const auto frame = static_cast<uint32_t>(item % job.frame_count);
+        const FrameView& view = job.views[frame];
+        const uint64_t first = item / job.frame_count * kWarp + threadIdx.x % kWarp;
+        uint64_t sum = 0;
+        for (uint64_t k = first; k < view.at.payload / 8 - kHeaderWords; k += sharing * kWarp) {
+            const uint64_t word = *word_of(view.base, kHeaderWords + k);
+            sum += checksum_term(word, kHeaderWords + k);
+            if (2 * k < view.at.buckets && !all_scales(view, 2 * k, word))
+                job.fail(kScales, frame, QSGD_BAD_SCALE);
+        }
+        terms.add(frame, sum);
+    }
+}
+
+// Two kernels, since what is fast needs fewer registers: only the device knows which of them has to work.
+template <bool kPlain>
+__global__ void __launch_bounds__(kThreads, kPlain ? 2 : 1) sum_frames(SumJob job) {
+    if (job.state->failure < failure_of(kScales, 0, 0)) return;  // no frame's parts are where they should be
+    if ((job.state->special == 0) != kPlain) return;
+    Terms terms(job);
+    check_scales(job, terms);
+    const uint64_t pairs = ceil_div(job.expected.count, 2 * kUnit);
+    for (uint64_t pair = thread_of_grid() / kWarp; pair < pairs; pair += threads_of_grid() / kWarp)
+        sum_unit<kPlain>(job, terms, 2 * pair + half_warp_of_block() % 2);
+    terms.publish();
+}
+
+// Check 7, the verdict, and NaN instead of a sum that failed: every block finds the verdict by itself.
+__global__ void __launch_bounds__(kThreads) conclude(SumJob job) {
+    uint64_t& failure = *shared_memory<uint64_t>();
+    if (threadIdx.x == 0) failure = job.state->failure;
+    __syncthreads();
+    if (failure > failure_of(kChecksums, 0, 0))  // none so far, and every frame is open
+        for (uint32_t frame = threadIdx.x; frame < job.frame_count; frame += kThreads)
+            if (job.views[frame].found != job.views[frame].header.checksum)
+                atomic_min(&failure, failure_of(kChecksums, frame, QSGD_BAD_CHECKSUM));
+    __syncthreads();
+    if (thread_of_grid() == 0) *job.verdict = verdict_of(failure);
+    if (failure == kNoFailure) return;
+    with_dtype(job.expected.dtype, [&](auto t) {
+        using T = decltype(t);
+        auto* const out = static_cast<typename T::Element*>(job.out);
+        for (uint64_t k = thread_of_grid(); k < job.expected.count; k += threads_of_grid())
+            out[k] = T::narrow(float_from_bits(kNanBits));
+    });
+}
+
+cudaError_t decode_sum(const SumJob& job, void* stream) {
+    constexpr uint64_t kUnits = kThreads / kLanes;
+    const uint32_t blocks = blocks_for(ceil_div(job.expected.count, kUnits * kUnit));
+    cudaError_t error = open_frames(job, stream);
+    const Launch sum = {blocks, kThreads, Terms::bytes(job.frame_count), stream};
+    if (!error) error = launch(sum_frames<true>, sum, job);
+    if (!error) error = launch(sum_frames<false>, sum, job);
+    const uint32_t few = blocks < 64 ? blocks : 64;
+    return error ? error : launch(conclude, {few, kThreads, 8, stream}, job);
+}
+
+uint64_t scratch_bytes_of(uint32_t frame_count) {
+    return sizeof(SumJob::State) + static_cast<uint64_t>(frame_count) * sizeof(FrameView);
+}
+
+}  // namespace
+}  // namespace qsgd
+
+using namespace qsgd;
+
+int qsgd_cuda_decode_scratch(uint32_t frame_count, uint64_t* bytes) {
+    if (!frame_count || !bytes) return QSGD_BAD_ARGUMENT;
+    *bytes = scratch_bytes_of(frame_count);
+    return QSGD_OK;
+}
+
+int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
+                         const qsgd_expectation* expected, float factor, const qsgd_late* late, void* out,
+                         qsgd_verdict* verdict, void* scratch, uint64_t scratch_bytes, void* stream) {
+    if (!frames || !frame_count || !expected || !verdict || !scratch) return QSGD_BAD_ARGUMENT;
+    if (expected->dtype < QSGD_FLOAT32 || expected->dtype > QSGD_BFLOAT16) return QSGD_BAD_ARGUMENT;
+    if ((!out && expected->count) || !aligned(out, element_bytes(expected->dtype))) return QSGD_BAD_ARGUMENT;
+    if (!aligned(frames, 8) || !aligned(verdict, 4) || !aligned(scratch, 8)) return QSGD_BAD_ARGUMENT;
+    if (scratch_bytes < scratch_bytes_of(frame_count)) return QSGD_BAD_ARGUMENT;
+    auto* const state = static_cast<SumJob::State*>(scratch);
+    SumJob job = {};
+    job.frames = static_cast<const uint8_t*>(frames), job.bytes = bytes, job.frame_count = frame_count;
+    job.expected = *expected, job.factor_ = factor;
+    if (late) job.late = *late;
+    job.out = out, job.verdict = verdict;
+    job.state = state, job.views = reinterpret_cast<FrameView*>(state + 1);
+    return status_of(decode_sum(job, stream));
+}

@@ -1,0 +1,113 @@
+// Launching kernels; what a thread is to its half-warp, warp and block.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "frame.h"
+#include "qsgd_cuda.h"
+
+extern __shared__ unsigned char qsgd_shared_memory[];
+
+namespace qsgd {
+
+// A grid of no more blocks than this takes any number of items: blocks go through them in turn.
+#ifdef QSGD_CUDA_MOST_BLOCKS
+constexpr uint64_t kMostBlocks = QSGD_CUDA_MOST_BLOCKS;
+#else
+constexpr uint64_t kMostBlocks = 8192;
+#endif
+constexpr uint32_t kWarp = 32, kLanes = 16;  // a half-warp's lanes are the lanes of docs/wire_format.md
+constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
+constexpr uint32_t kThreads = 256;  // of a block that nothing else says of
+
+// Codecs that there are kernels for.
+QSGD_HD bool is_known_here(uint8_t codec) {
+    return codec == QSGD_CODEC_PACKED || codec == QSGD_CODEC_TERNARY;
+}
+
+inline uint32_t blocks_for(uint64_t items) {
+    return static_cast<uint32_t>(items < 1 ? 1 : items < kMostBlocks ? items : kMostBlocks);
+}
+
+struct Launch {
+    uint32_t blocks, threads;
+    uint64_t shared_bytes;
+    void* stream;
+};
+
+template <class T>
+struct Exactly {
+    using Type = T;
+};
+
+template <class... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), const Launch& how,
+                   typename Exactly<Parameters>::Type... arguments) {
+    void* addresses[] = {&arguments...};
+    return cudaLaunchKernel(kernel, dim3(how.blocks), dim3(how.threads), addresses, how.shared_bytes,
+                            static_cast<cudaStream_t>(how.stream));
+}
+
+// The block's shared memory, all of it dynamic.
+template <class T>
+__device__ __forceinline__ T* shared_memory() {
+    return reinterpret_cast<T*>(qsgd_shared_memory);
+}
+
+__device__ __forceinline__ uint32_t lane_of_half_warp() { return threadIdx.x % kLanes; }
+__device__ __forceinline__ uint32_t half_warp_of_block() { return threadIdx.x / kLanes; }
+
+struct Sum {
+    template <class T>
+    __device__ __forceinline__ T operator()(T a, T b) const {
+        return a + b;
+    }
+};
+struct Maximum {
+    template <class T>
+    __device__ __forceinline__ T operator()(T a, T b) const {
+        return a < b ? b : a;
+    }
+};
+
+// The larger of |v| and a number that has no sign, by their bits; a NaN is the largest.
+__device__ __forceinline__ float larger_magnitude(float largest, float v) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("{.reg .f32 m; abs.f32 m, %1; max.NaN.f32 %0, %0, m;}" : "+f"(largest) : "f"(v));
+    return largest;
+#else
+    return float_from_bits(Maximum()(bits_from_float(largest), bits_from_float(v) & 0x7FFFFFFFu));
+#endif
+}
+
+// All lanes of a group get combine() over the group: lane l with l + 8, with l + 4, ... (docs/wire_format.md,
+// section 3), starting at half the group.
+template <uint32_t kGroup, class T, class Combine>
+__device__ __forceinline__ T across(T value, Combine combine) {
+#pragma unroll
+    for (uint32_t lanes = kGroup / 2; lanes > 0; lanes /= 2)
+        value = combine(value, __shfl_xor_sync(kAllLanes, value, lanes));
+    return value;
+}
+
+// Atomics of 64 bits, which CUDA has for a type of another name.
+__device__ __forceinline__ void atomic_add(uint64_t* at, uint64_t value) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
+}
+__device__ __forceinline__ void atomic_min(uint64_t* at, uint64_t value) {
+    atomicMin(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
+}
+
+// The sum over a block's threads, for its first thread. `parts` is shared memory for one number a warp.
+__device__ inline uint64_t block_sum(uint64_t value, uint64_t* parts) {
+    value = across<kWarp>(value, Sum());
+    __syncthreads();  // whoever used the memory before
+    if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    uint64_t total = 0;
+    if (threadIdx.x == 0)
+        for (uint32_t warp = 0; warp < blockDim.x / kWarp; ++warp) total += parts[warp];
+    return total;
+}
+
+}  // namespace qsgd

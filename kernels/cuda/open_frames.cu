@@ -1,0 +1,68 @@
+// Where each frame begins, and checks 1 to 5: one warp looks at 32 headers at a time.
+#include "cuda/frames.cuh"
+
+namespace qsgd {
+namespace {
+
+// Checks 1 to 4 of the frame at `base`.
+__device__ int read_header(const uint8_t* base, uint64_t bytes, Header& h) {
+    if (bytes < sizeof h) return QSGD_TRUNCATED;
+    uint64_t words[kHeaderWords];
+    for (uint64_t k = 0; k < kHeaderWords; ++k) words[k] = *word_of(base, k);
+    memcpy(&h, words, sizeof h);
+    const int status = check_header(h, bytes);
+    if (status == QSGD_OK && !is_known_here(h.codec)) return QSGD_BAD_CODEC;
+    if (status != QSGD_ERROR_FRAME) return status;
+    const uint64_t found = header_terms(h) + terms_of(base, kHeaderWords, h.frame_bytes / 8, 0, 1);
+    return found == h.checksum ? status : QSGD_BAD_CHECKSUM;
+}
+
+__device__ void open(const SumJob& job, uint32_t number, const uint8_t* base, const Header& h) {
+    FrameView& view = job.views[number];
+    view.base = base;
+    view.header = h;
+    view.at = layout(h.codec, h.levels, h.count, h.bucket_size);
+    view.bits = code_bits(h.levels);
+    view.found = header_terms(h);
+    if (!view.plain()) atomic_add(&job.state->special, 1);
+    qsgd_expectation expected = job.expected;
+    if (job.late.draw) expected.step = job.late.draw->step;
+    const int agreement = check_agreement(h, expected, number);
+    if (agreement != QSGD_OK) job.fail(kAgreement, number, agreement);
+}
+
+// Each lane looks where its frame begins if those before it are as long as the first: what is found there
+// counts as far as that is so.
+__global__ void __launch_bounds__(kWarp) open_all(SumJob job) {
+    const uint32_t lane = threadIdx.x;
+    if (lane == 0) *job.state = {kNoFailure, 0};
+    __syncwarp();
+    uint64_t begin = 0;
+    for (uint32_t first = 0; first < job.frame_count;) {
+        const uint64_t left = job.bytes - begin;
+        Header h = {};
+        int status = lane == 0 ? read_header(job.frames + begin, left, h) : QSGD_TRUNCATED;
+        const uint64_t length = __shfl_sync(kAllLanes, status == QSGD_OK ? h.frame_bytes : 0, 0);
+        if (lane > 0 && length > 0 && lane < job.frame_count - first && lane * length <= left)
+            status = read_header(job.frames + begin + lane * length, left - lane * length, h);
+        const uint32_t differ = ~__ballot_sync(kAllLanes, status == QSGD_OK && h.frame_bytes == length);
+        const uint32_t here = job.frame_count - first < kWarp ? job.frame_count - first : kWarp;
+        const uint32_t alike = differ ? __ffs(differ) - 1 : kWarp;
+        const uint32_t last = alike < here ? alike : here - 1;  // that looked at the right place
+        if (lane <= last && status == QSGD_OK) open(job, first + lane, job.frames + begin + lane * length, h);
+        if (lane == last && status != QSGD_OK) job.fail(kHeaders, first + lane, status);
+        if (!__shfl_sync(kAllLanes, status == QSGD_OK, last)) return;
+        begin += last * length + __shfl_sync(kAllLanes, h.frame_bytes, last);
+        first += last + 1;
+        if (first == job.frame_count && begin < job.bytes && lane == 0)
+            job.fail(kEnd, first - 1, QSGD_TRAILING_BYTES);
+    }
+}
+
+}  // namespace
+
+cudaError_t open_frames(const SumJob& job, void* stream) {
+    return launch(open_all, {1, kWarp, 0, stream}, job);
+}
+
+}  // namespace qsgd

@@ -1,0 +1,91 @@
+// From payloads to a lane's codes of a unit (docs/wire_format.md, section 6).
+#pragma once
+
+#include "cuda/frames.cuh"
+#include "cuda/pack.cuh"
+
+namespace qsgd {
+
+// 2^exponent.
+__device__ __forceinline__ float power_of_two(int exponent) {
+    return float_from_bits(static_cast<uint32_t>(127 + exponent) << 23);
+}
+
+// Bytes of the payload from a unit's beginning on, or `most`.
+__device__ __forceinline__ uint32_t bytes_left(const FrameView& view, uint64_t first, uint32_t most) {
+    const uint64_t left = first < view.at.coded_bytes ? view.at.coded_bytes - first : 0;
+    return left < most ? static_cast<uint32_t>(left) : most;
+}
+
+// The words of a lane's string, zeros where the payload has ended. Returns this lane's part of the unit's
+// terms.
+template <int kBits>
+__device__ __forceinline__ uint64_t load_string(const FrameView& view, uint64_t unit,
+                                                uint32_t (&words)[kBits]) {
+    const uint64_t first = view.at.payload + 64 * kBits * unit;
+    const uint32_t lane = lane_of_half_warp(), left = bytes_left(view, first, 64 * kBits);
+    const auto* const at = reinterpret_cast<const uint32_t*>(view.base + first) + lane;
+#pragma unroll
+    for (uint32_t w = 0; w < kBits; ++w) words[w] = 64 * w < left ? __ldg(at + kLanes * w) : 0;
+    uint64_t terms = 0;
+#pragma unroll
+    for (uint32_t w = 0; w < kBits; w += 2)
+        if (64 * w + 8 * lane < left)
+            terms +=
+                checksum_term(__ldg(word_of(view.base, first / 8 + lane) + 8 * w), first / 8 + lane + 8 * w);
+    return terms;
+}
+
+// (a & b) ^ c in one instruction, of which the compiler makes two where b and c are constants.
+__device__ __forceinline__ uint32_t and_xor(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef __CUDA_ARCH__
+    uint32_t result;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#else
+    return (a & b) ^ c;
+#endif
+}
+
+// Calls body(row, number, exponent) for the codes of a lane's string, each being number / 2^exponent: a code
+// is turned into a number where it stands, in the mantissa of 2^23, which takes no conversion, and few
+// shifts.
+template <int kBits, class Body>
+__device__ __forceinline__ void each_packed(const uint32_t (&words)[kBits], Body body) {
+    constexpr uint32_t kMask = (1u << kBits) - 1, kSign = 1u << (kBits - 1), kOne = 0x4B000000u;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+        const int bit = r * kBits % 32, word = r * kBits / 32;
+        const int at = 32 % kBits == 0 ? bit % 16 : 0;
+        const uint32_t field = bit + kBits > 32 ? __funnelshift_r(words[word], words[(word + 1) % kBits], bit)
+                                                : words[word] >> (bit - at);
+        const float lifted = float_from_bits(and_xor(field, kMask << at, kOne | kSign << at));
+        body(r, lifted - float_from_bits(kOne | kSign << at), at);
+    }
+}
+
+// Calls body(row, number, 0) for the ternary codes of a lane's rows.
+template <class Body>
+__device__ __forceinline__ void each_ternary(const FrameView& view, uint64_t unit, Body body) {
+    const uint64_t first_row = kRows * unit, units = (view.at.coded_bytes - view.at.payload) / 16;
+    const uint8_t* const bytes = view.base + view.at.payload + lane_of_half_warp();
+    uint64_t at = first_row / 5;
+    uint32_t digit = static_cast<uint32_t>(first_row % 5), rest = at < units ? __ldg(bytes + 16 * at) : 0;
+    for (uint32_t k = 0; k < digit; ++k) rest /= 3;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+        body(r, static_cast<float>(static_cast<int>(rest % 3) - 1), 0);
+        rest /= 3;
+        if (++digit == 5) digit = 0, rest = ++at < units ? __ldg(bytes + 16 * at) : 0;
+    }
+}
+
+// A half-warp's words of the payload of a unit: those of ternary units that begin in it.
+__device__ __forceinline__ uint64_t first_payload_word(const FrameView& view, uint64_t unit) {
+    const bool ternary = view.header.codec == QSGD_CODEC_TERNARY;
+    const uint64_t word = ternary ? 2 * ceil_div(kRows * unit, 5) : 8 * view.bits * unit;
+    const uint64_t first = view.at.payload / 8 + word, end = view.at.coded_bytes / 8;
+    return first < end ? first : end;
+}
+
+}  // namespace qsgd

@@ -1,0 +1,65 @@
+/* The C ABI of the CUDA kernels, in a library of its own: what qsgd.h does, for memory that a GPU reaches.
+ *
+ * The same bytes and the same sums to the last bit. Every buffer is the caller's, in memory that the device
+ * can use, and none is used on return: all work is put on `stream` (a cudaStream_t of the current device). No
+ * function waits for the device, allocates, or keeps state, and all may be captured into a CUDA graph.
+ * `gradient` and `out` are aligned as their elements, everything else at 8 bytes. */
+#ifndef HVD_QSGD_QSGD_CUDA_H
+#define HVD_QSGD_QSGD_CUDA_H
+
+#include "qsgd.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Numbers that are read when the work is done, not when it is asked for: a graph that is replayed draws fresh
+ * ones. */
+typedef struct {
+    uint64_t seed;
+    uint32_t step;
+    uint32_t zero;
+} qsgd_draw;
+
+/* How a sum ended; in memory of the device, or pinned memory of the host. */
+typedef struct {
+    int32_t status;     /* qsgd_status: QSGD_OK, or a check of the frames that failed */
+    uint32_t bad_frame; /* the first frame at fault */
+} qsgd_verdict;
+
+/* QSGD_ABI_VERSION of this library. */
+QSGD_API uint32_t qsgd_cuda_abi_version(void);
+
+/* What this thread's last QSGD_CUDA_ERROR was, in CUDA's words. */
+QSGD_API const char* qsgd_cuda_error(void);
+
+/* How many bytes of scratch memory qsgd_cuda_encode needs for *spec. */
+QSGD_API int qsgd_cuda_encode_scratch(const qsgd_spec* spec, uint64_t* bytes);
+
+/* qsgd_encode, on the device. The frame's length is what qsgd_frame_bytes says. If `draw` is not null, it is
+ * memory of the device from where seed and step are taken instead of *spec. Packed and ternary
+ * codecs only. */
+QSGD_API int qsgd_cuda_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
+                              const qsgd_draw* draw, void* scratch, uint64_t scratch_bytes, void* stream);
+
+/* How many bytes of scratch memory qsgd_cuda_decode_sum needs for so many frames. */
+QSGD_API int qsgd_cuda_decode_scratch(uint32_t frame_count, uint64_t* bytes);
+
+/* What multiplies a sum, and which step its frames must be of, where the host does not know that. */
+typedef struct {
+    const float* factor;   /* memory of the device, or null: `factor` by value holds */
+    const qsgd_draw* draw; /* the same: its step instead of expected->step */
+} qsgd_late;
+
+/* qsgd_decode_sum, on the device, which makes all checks. *verdict tells how it ended; the sum is all NaN
+ * unless that is QSGD_OK. Nothing of `out` can be relied on before. `late` may be null. A frame of another
+ * codec than packed and ternary is refused (QSGD_BAD_CODEC). */
+QSGD_API int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
+                                  const qsgd_expectation* expected, float factor, const qsgd_late* late,
+                                  void* out, qsgd_verdict* verdict, void* scratch, uint64_t scratch_bytes,
+                                  void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,141 @@
+"""The CUDA kernels as the tests call them, with the arguments of `support.Kernels`: emulated on the processor (`make
+cuda-emulate-test`), or on a GPU if HVD_QSGD_TEST_GPU is set."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import reference as ref
+from support import GUARD, GUARD_BYTE, Array, RefusedError, environment, make_spec
+
+from hvd_qsgd import native, native_cuda
+
+ON_GPU = bool(os.environ.get("HVD_QSGD_TEST_GPU"))
+EMULATED = Path(__file__).parents[1] / "build/cuda-emulated/libhvd_qsgd_cuda.so"
+ELEMENTS = {"float32": np.dtype("f4"), "float16": np.dtype("f2"), "bfloat16": np.dtype("u2")}
+
+
+class Buffer:
+    """Memory of the device at an address 64·k + offset, between bytes that must not change."""
+
+    def __init__(self, content: bytes | int, offset: int = 0) -> None:
+        size = content if isinstance(content, int) else len(content)
+        everything = np.full(size + 2 * GUARD + 64, GUARD_BYTE, np.uint8)
+        self.memory: Any = to_device(everything)
+        address = self.memory.data_ptr() if ON_GPU else self.memory.ctypes.data
+        start = GUARD + (offset - GUARD - address) % 64
+        self.address, self.place = address + start, slice(start, start + size)
+        if not isinstance(content, int):
+            self.write(content)
+
+    def write(self, content: bytes) -> None:
+        self.memory[self.place] = to_device(np.frombuffer(content, np.uint8).copy())
+
+    def read(self) -> bytes:
+        everything = self.memory.cpu().numpy() if ON_GPU else self.memory
+        outside = np.delete(everything, self.place)
+        assert (outside == GUARD_BYTE).all(), "wrote outside of the buffer"
+        return bytes(everything[self.place])
+
+
+def to_device(array: Array) -> Any:
+    if not ON_GPU:
+        return array
+    import torch
+
+    return torch.from_numpy(array).cuda()
+
+
+class CudaKernels:
+    """The C ABI on one stream of the device."""
+
+    isa = "cuda"
+
+    def __init__(self) -> None:
+        if ON_GPU:
+            self.c: Any = native_cuda.library()
+        else:
+            with environment(**{native_cuda.LIBRARY_VARIABLE: str(EMULATED)}):
+                self.c = native_cuda.library.__wrapped__()  # not the cached one
+
+    def encode(self, array: Array, *, offset: int = 0, draw: native_cuda.Draw | None = None, **how: Any) -> bytes:
+        """As `reference.encode`; the gradient is `offset` elements, and the frame as many words, off a line's start."""
+        spec = make_spec(array.size, **how)
+        size, scratch = native.frame_bytes(spec), ctypes.c_uint64()
+        assert self.c.qsgd_cuda_encode_scratch(spec, scratch) == native.OK
+        gradient, frame = Buffer(array.tobytes(), array.itemsize * offset), Buffer(size, 8 * offset)
+        work, numbers = Buffer(scratch.value), Buffer(bytes(draw)) if draw else None
+        status = self.c.qsgd_cuda_encode(
+            spec,
+            gradient.address,
+            frame.address,
+            size,
+            numbers.address if numbers else None,
+            work.address,
+            scratch.value,
+            None,
+        )
+        assert status == native.OK, self.c.qsgd_cuda_error()
+        work.read()
+        return frame.read()
+
+    def decode_sum(
+        self,
+        frames: Sequence[bytes],
+        *,
+        count: int,
+        dtype: str = "float32",
+        tensor: int = 0,
+        step: int = 0,
+        factor: float = 1.0,
+        first_rank: int = 0,
+        offset: int = 0,
+        late_factor: float | None = None,
+        draw: native_cuda.Draw | None = None,
+    ) -> Array:
+        """As `reference.decode_sum`, with factor and step from the device's memory if these are given."""
+        expected = native.Expectation(count, tensor, step, ref.DTYPES[dtype], first_rank)
+        data, scratch = b"".join(frames), ctypes.c_uint64()
+        assert self.c.qsgd_cuda_decode_scratch(len(frames), scratch) == native.OK
+        element = ELEMENTS[dtype]
+        sent, out = Buffer(data, 8 * offset), Buffer(count * element.itemsize, element.itemsize * offset)
+        work, verdict = Buffer(scratch.value), Buffer(ctypes.sizeof(native_cuda.Verdict))
+        number = Buffer(np.float32(late_factor).tobytes()) if late_factor is not None else None
+        numbers = Buffer(bytes(draw)) if draw else None
+        late = native_cuda.Late(number.address if number else None, numbers.address if numbers else None)
+        status = self.c.qsgd_cuda_decode_sum(
+            sent.address,
+            len(data),
+            len(frames),
+            expected,
+            factor,
+            late,
+            out.address,
+            verdict.address,
+            work.address,
+            scratch.value,
+            None,
+        )
+        assert status == native.OK, self.c.qsgd_cuda_error()
+        work.read()
+        values = np.frombuffer(out.read(), element)
+        found = native_cuda.Verdict.from_buffer_copy(verdict.read())
+        if found.status != native.OK:
+            assert is_nan(values, dtype).all()
+            raise RefusedError(found.status, found.bad_frame)
+        return values
+
+
+def is_nan(values: Array, dtype: str) -> Array:
+    return np.isnan(ref.widen(values, dtype))
+
+
+@functools.cache
+def cuda_kernels() -> CudaKernels:
+    return CudaKernels()

@@ -1,0 +1,77 @@
+"""Frames that the CUDA kernels make: the bytes of the CPU's kernels, which are the reference's."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import reference as ref
+from cuda_support import cuda_kernels
+from support import DTYPES, FIXED_CODERS, KINDS, NORMS, all_kernels, make_input
+from test_kernels_bytes import at, first_difference
+
+from hvd_qsgd.native_cuda import Draw
+
+LENGTHS = (0, 1, 15, 16, 17, 79, 80, 81, 511, 512, 513, 5000)
+BUCKETS = (1, 16, 100, 512, 1024, 4096, 5120, None)
+SOME = 5  # of so many cases one is tried: the next turn's are others
+
+
+def compare(kind: str, n: int, offset: int = 0, **how: Any) -> None:
+    array = make_input(kind, n, how["dtype"])
+    expected = all_kernels()[0].encode(array, **how)
+    frame = cuda_kernels().encode(array, offset=offset, **how)
+    assert frame == expected, (kind, n, how, first_difference(frame, expected), len(frame))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("codec", "levels"), FIXED_CODERS)
+def test_bytes(codec: str, levels: int, norm: str) -> None:
+    """A sample of the product of dtype, bucket size and length, inputs in turn."""
+    everything = itertools.product(DTYPES, BUCKETS, LENGTHS)
+    for k, (dtype, bucket_size, n) in enumerate(everything):
+        if (k + levels) % SOME == 0:
+            how = {"codec": codec, "levels": levels, "bucket_size": bucket_size, "norm": norm, "dtype": dtype}
+            compare(KINDS[k // SOME % len(KINDS)], n, k % 4, squared_norm=k % 2 == 1, **how, **at(k))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("codec", ["packed", "ternary"])
+def test_several_turns_of_every_block(codec: str, norm: str) -> None:
+    for k, bucket_size in enumerate((16, 512, 1024, 2048, 4096, 8192, 70001)):
+        how = {"codec": codec, "levels": 1 if codec == "ternary" else 5, "bucket_size": bucket_size, "norm": norm}
+        compare(KINDS[k % len(KINDS)], 70001, squared_norm=True, dtype=DTYPES[k % 3], **how, **at(k))
+
+
+def test_trees_of_several_levels() -> None:
+    """More than 1024 blocks of a bucket, and more than 1024 buckets."""
+    for bucket_size, n in ((None, 4096 * 1100 + 5), (5000, 5000 * 3 + 1), (1, 1500)):
+        for norm in NORMS:
+            compare("mixed", n, levels=7, bucket_size=bucket_size, norm=norm, dtype="bfloat16", squared_norm=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_input(kind: str, dtype: str) -> None:
+    """With both norms, and scales found with and apart from the codes; against the reference itself."""
+    for norm, bucket_size in itertools.product(NORMS, (512, 100)):
+        how = {"levels": 7, "bucket_size": bucket_size, "norm": norm, "dtype": dtype, **at(bucket_size)}
+        array = make_input(kind, 1300, dtype)
+        assert cuda_kernels().encode(array, **how) == ref.encode(array, **how)
+
+
+def test_seed_and_step_from_memory() -> None:
+    array = make_input("gaussian", 700)
+    how = {"levels": 7, "bucket_size": 512, "tensor": 5, "rank": 2}
+    frame = cuda_kernels().encode(array, draw=Draw(2**63 + 9, 77, 0), seed=1, step=1, **how)
+    assert frame == ref.encode(array, seed=2**63 + 9, step=77, **how)
+    assert frame != ref.encode(array, seed=1, step=1, **how)
+
+
+def test_every_half_is_read() -> None:
+    for dtype in ("float16", "bfloat16"):
+        array = np.arange(2**16, dtype=np.uint16).view(np.float16 if dtype == "float16" else np.uint16)
+        how = {"levels": 127, "bucket_size": 16, "dtype": dtype}
+        assert cuda_kernels().encode(array, **how) == all_kernels()[0].encode(array, **how)
