@@ -92,8 +92,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             Over MPI tensors are matched by their order, so that all ranks must use the same parameters in every step.
         measure_error: add up the quantization error for ``stats()``; decodes every own frame once more.
         error_feedback: add what encoding left out of a tensor to its next gradient (1-bit SGD, Seide et al. 2014): for
-            codecs that are biased, such as "onebit". Keeps a float32 residual for each compressed tensor, which is told by its name
-            or, without ``named_parameters``, by its place in the step. The same on all ranks.
+            codecs that are biased, such as "onebit". Keeps a float32 residual for each compressed tensor, which is told
+            by its name or, without ``named_parameters``, by its place in the step. The same on all ranks.
         clip: limit a gradient's values to so many of its standard deviations before it is encoded (TernGrad, Wen et al.
             2017, which takes 2.5). That is biased.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import struct
 from collections import Counter
@@ -22,6 +23,7 @@ from support import (
     all_kernels,
     forge,
     make_input,
+    make_spec,
     reseal,
     same_bits,
 )
@@ -214,3 +216,15 @@ def test_mutated_frames() -> None:
         found = compare_outcomes([frame], count=header.count if header.count < 10**6 else 3, **where)
         outcomes[found[0] if isinstance(found, tuple) else 0] += 1
     assert min(outcomes[status] for status in (0, 10, 20, 22, 35, 36)) >= 5, outcomes
+
+
+@pytest.mark.parametrize(("codec", "levels"), [("rans", 7), ("elias-dense", 7), ("onebit", 1)])
+def test_codecs_without_kernels_are_refused(codec: str, levels: int) -> None:
+    array = make_input("gaussian", 600)
+    plain = ref.encode(array, levels=7, bucket_size=512)
+    frames = [plain, ref.encode(array, codec=codec, levels=levels, bucket_size=512)]
+    with pytest.raises(RefusedError) as caught:
+        cuda_kernels().decode_sum(frames, count=600)
+    assert (caught.value.status, caught.value.frame) == (13, 1)
+    spec = make_spec(600, codec=codec, levels=levels, bucket_size=512)
+    assert cuda_kernels().c.qsgd_cuda_encode_scratch(spec, ctypes.c_uint64()) == 1
