@@ -193,7 +193,7 @@ __device__ __forceinline__ void check_scales(const SumJob& job, Terms& terms) {
 
 // Two kernels, since what is fast needs fewer registers: only the device knows which of them has to work.
 template <bool kPlain>
-__global__ void __launch_bounds__(kThreads, kPlain ? 2 : 1) sum_frames(SumJob job) {
+__global__ void __launch_bounds__(kThreads, 1) sum_frames(SumJob job) {
     if (job.state->failure < failure_of(kScales, 0, 0)) return;  // no frame's parts are where they should be
     if ((job.state->special == 0) != kPlain) return;
     Terms terms(job);
