@@ -15,7 +15,7 @@ HEAVY = ("torch", "tensorflow", "keras", "horovod", "mpi4py")
 FREE_OF_FRAMEWORKS = sorted(
     {
         "__main__", "arrays", "compare", "compressor", "config", "describe", "errors", "frames", "methods", "native",
-        "plot", "presets", "residuals",
+        "native_cuda", "plot", "presets", "residuals",
         "selection", "stats", "steps", "timing", "wire", "transport", "transport.horovod", "transport.mpi",
         "mpi",
     }
