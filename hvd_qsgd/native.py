@@ -291,12 +291,17 @@ def library() -> ctypes.CDLL:
     isa = os.environ.get(ISA_VARIABLE)
     if isa and isa not in ISAS:
         raise QSGDError(f"{ISA_VARIABLE}={isa!r} is unknown: set it to {', '.join(ISAS)}, or unset it")
-    version = loaded.qsgd_abi_version() if hasattr(loaded, "qsgd_abi_version") else None
-    if version != ABI_VERSION:
-        raise QSGDError(
-            f"{path} has ABI version {version}, this package needs {ABI_VERSION}; build it again (`make kernels`)"
-        )
-    for name, (result, *arguments) in SIGNATURES.items():
+    return declared(loaded, path, SIGNATURES, "qsgd_abi_version", "make kernels")
+
+
+def declared(
+    loaded: ctypes.CDLL, path: str, signatures: dict[str, tuple[Any, ...]], version: str, build: str
+) -> ctypes.CDLL:
+    """The library at ``path``, its functions declared; raises if its ABI, told by ``version``, is another one."""
+    found = getattr(loaded, version)() if hasattr(loaded, version) else None
+    if found != ABI_VERSION:
+        raise QSGDError(f"{path} has ABI version {found}, this package needs {ABI_VERSION}; build it again (`{build}`)")
+    for name, (result, *arguments) in signatures.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
     return loaded

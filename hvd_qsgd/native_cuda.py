@@ -10,7 +10,7 @@ from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_uint32, c_uint6
 from typing import Any
 
 from hvd_qsgd.errors import QSGDError
-from hvd_qsgd.native import ABI_VERSION, Expectation, Spec
+from hvd_qsgd.native import Expectation, Spec, declared
 
 LIBRARY_VARIABLE = "HVD_QSGD_CUDA_LIBRARY"
 
@@ -59,12 +59,4 @@ def library() -> ctypes.CDLL:
         raise QSGDError(
             f"the CUDA kernels cannot be loaded ({error}); build them with `make cuda`, which needs nvcc"
         ) from error
-    version = loaded.qsgd_cuda_abi_version() if hasattr(loaded, "qsgd_cuda_abi_version") else None
-    if version != ABI_VERSION:
-        raise QSGDError(
-            f"{path} has ABI version {version}, this package needs {ABI_VERSION}; build it again (`make cuda`)"
-        )
-    for name, (result, *arguments) in SIGNATURES.items():
-        function = getattr(loaded, name)
-        function.restype, function.argtypes = result, arguments
-    return loaded
+    return declared(loaded, path, SIGNATURES, "qsgd_cuda_abi_version", "make cuda")

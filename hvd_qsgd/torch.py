@@ -50,9 +50,9 @@ WIRE_DTYPES = {
         _Wire(torch.float64, torch.float32, "float32"),
     )
 }
-# A shape that no gradient has, so that ranks of which only one compresses are told by Horovod.
 # With error feedback float32 travels, whatever comes.
 FEEDBACK_WIRE = {dtype: _Wire(dtype, torch.float32, "float32") for dtype in WIRE_DTYPES}
+# A shape that no gradient has, so that ranks of which only one compresses are told by Horovod.
 TOKEN_SHAPE = (native.TOKEN_LENGTH, 1, 1, 1, 1, 1, 1)
 # No frame of n elements is longer than this many bytes: a scale and a code for each element.
 BYTES_PER_ELEMENT, BYTES_PER_FRAME = 9, 4096

@@ -56,6 +56,8 @@ QSGD_HD bool is_norm(uint8_t norm, uint8_t codec) {
     return norm == QSGD_NORM_MAX || norm == QSGD_NORM_L2;
 }
 
+QSGD_HD bool is_dtype(uint32_t dtype) { return dtype >= QSGD_FLOAT32 && dtype <= QSGD_BFLOAT16; }
+
 // Whether a frame with this codec may have these flags.
 QSGD_HD bool flags_possible(uint32_t flags, uint8_t codec) {
     const uint32_t known =
@@ -98,8 +100,6 @@ QSGD_HD Layout layout_of(const qsgd_spec& spec) {
     return layout(spec.codec, spec.levels, spec.count, spec.bucket_size);
 }
 
-QSGD_HD bool is_dtype(uint32_t dtype) { return dtype >= QSGD_FLOAT32 && dtype <= QSGD_BFLOAT16; }
-
 // Whether a frame can be made as `spec` says.
 QSGD_HD bool spec_possible(const qsgd_spec& s) {
     const bool codec = is_codec(s.codec) || s.codec == QSGD_CODEC_AUTO;
@@ -141,7 +141,7 @@ QSGD_HD int check_header(const Header& h, uint64_t bytes_there) {
     const bool error = h.codec == QSGD_CODEC_ERROR;
     if (!error && !is_codec(h.codec)) return QSGD_BAD_CODEC;
     if (!is_norm(h.norm, h.codec)) return QSGD_BAD_NORM;
-    if (h.dtype < QSGD_FLOAT32 || h.dtype > QSGD_BFLOAT16) return QSGD_BAD_DTYPE;
+    if (!is_dtype(h.dtype)) return QSGD_BAD_DTYPE;
     if (h.zero0 || h.zero1 || !flags_possible(h.flags, h.codec)) return QSGD_BAD_RESERVED;
     if (!(h.flags & QSGD_FLAG_SQUARED_NORM) && h.squared_norm) return QSGD_BAD_RESERVED;
     if (error && (h.flags || h.seed)) return QSGD_BAD_RESERVED;

@@ -30,11 +30,6 @@ def matrix(rows: int, columns: int, spread: float, seed: int = 0) -> Array:
     return values.astype(np.float32).ravel()
 
 
-def payload_of(frame: bytes) -> bytes:
-    h = ref.parse(frame)
-    return frame[ref.layout(h.codec, h.levels, h.count, h.bucket_size)[1] : h.coded_bytes]
-
-
 def codes_of(array: Array, how: dict[str, Any]) -> Array:
     d = how["bucket_size"] or array.size
     scales = ref.scales_of(array, d, how["norm"])
@@ -66,7 +61,7 @@ def test_matrices() -> None:
     for (rows, columns), spread, levels in itertools.product(shapes, (0.0, 1.0, 2.5), (7, 800, 32767)):
         bucket_size, norm = (512, "max") if levels == 7 else (None, "l2")
         how = {"levels": levels, "bucket_size": bucket_size, "norm": norm, "columns": columns}
-        modes[payload_of(compare(matrix(rows, columns, spread), how))[0]] += 1
+        modes[ref.payload_in(compare(matrix(rows, columns, spread), how))[0]] += 1
     assert set(modes) == set(MODES)
 
 
@@ -99,7 +94,7 @@ def test_length_on_noise(noise: str, levels: int, bucket_size: int | None, norm:
     n = 2**20
     array = getattr(np.random.default_rng(1), noise)(size=n).astype(np.float32)
     how = {"levels": levels, "bucket_size": bucket_size, "norm": norm}
-    payload = payload_of(all_kernels()[0].encode(array, codec="rans", columns=1024, **how))
+    payload = ref.payload_in(all_kernels()[0].encode(array, codec="rans", columns=1024, **how))
     assert 8 * len(payload) / n < entropy(codes_of(array, how)) + (0.06 if levels == 127 else 0.05)
 
 
@@ -193,7 +188,7 @@ def test_every_flipped_bit_of_a_payload(k: int) -> None:
     """With a checksum that is right."""
     frame, count = small_frames()[k]
     h, accepted = ref.parse(frame), 0
-    start = len(frame) - len(payload_of(frame)) - (h.frame_bytes - h.coded_bytes)
+    start = len(frame) - len(ref.payload_in(frame)) - (h.frame_bytes - h.coded_bytes)
     bits = range(8 * start, 8 * h.coded_bytes)
     flips = min(len(bits), 1200)
     for bit in np.random.default_rng(k).choice(bits, flips, replace=False).tolist():

@@ -254,7 +254,7 @@ int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_coun
                          const qsgd_expectation* expected, float factor, const qsgd_late* late, void* out,
                          qsgd_verdict* verdict, void* scratch, uint64_t scratch_bytes, void* stream) {
     if (!frames || !frame_count || !expected || !verdict || !scratch) return QSGD_BAD_ARGUMENT;
-    if (expected->dtype < QSGD_FLOAT32 || expected->dtype > QSGD_BFLOAT16) return QSGD_BAD_ARGUMENT;
+    if (!is_dtype(expected->dtype)) return QSGD_BAD_ARGUMENT;
     if ((!out && expected->count) || !aligned(out, element_bytes(expected->dtype))) return QSGD_BAD_ARGUMENT;
     if (!aligned(frames, 8) || !aligned(verdict, 4) || !aligned(scratch, 8)) return QSGD_BAD_ARGUMENT;
     if (scratch_bytes < scratch_bytes_of(frame_count)) return QSGD_BAD_ARGUMENT;

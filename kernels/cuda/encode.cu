@@ -187,14 +187,15 @@ cudaError_t encode_frame(EncodeJob& job, const TreeScratch& tree, void* stream) 
 using namespace qsgd;
 
 int qsgd_cuda_encode_scratch(const qsgd_spec* spec, uint64_t* bytes) {
-    if (!spec || !bytes || !spec_possible(*spec) || !is_known_here(spec->codec)) return QSGD_BAD_ARGUMENT;
+    if (!spec || !bytes || !spec_possible(*spec) || !rounds_to_fixed_width(spec->codec))
+        return QSGD_BAD_ARGUMENT;
     *bytes = Scratch(*spec).bytes;
     return QSGD_OK;
 }
 
 int qsgd_cuda_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
                      const qsgd_draw* draw, void* scratch, uint64_t scratch_bytes, void* stream) {
-    if (!spec || !frame || !scratch || !spec_possible(*spec) || !is_known_here(spec->codec))
+    if (!spec || !frame || !scratch || !spec_possible(*spec) || !rounds_to_fixed_width(spec->codec))
         return QSGD_BAD_ARGUMENT;
     if ((!gradient && spec->count) || !aligned(gradient, element_bytes(spec->dtype)))
         return QSGD_BAD_ARGUMENT;

@@ -20,11 +20,6 @@ constexpr uint32_t kWarp = 32, kLanes = 16;  // a half-warp's lanes are the lane
 constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
 constexpr uint32_t kThreads = 256;  // of a block that nothing else says of
 
-// Codecs that there are kernels for.
-QSGD_HD bool is_known_here(uint8_t codec) {
-    return codec == QSGD_CODEC_PACKED || codec == QSGD_CODEC_TERNARY;
-}
-
 inline uint32_t blocks_for(uint64_t items) {
     return static_cast<uint32_t>(items < 1 ? 1 : items < kMostBlocks ? items : kMostBlocks);
 }

@@ -11,7 +11,7 @@ __device__ int read_header(const uint8_t* base, uint64_t bytes, Header& h) {
     for (uint64_t k = 0; k < kHeaderWords; ++k) words[k] = *word_of(base, k);
     memcpy(&h, words, sizeof h);
     const int status = check_header(h, bytes);
-    if (status == QSGD_OK && !is_known_here(h.codec)) return QSGD_BAD_CODEC;
+    if (status == QSGD_OK && !rounds_to_fixed_width(h.codec)) return QSGD_BAD_CODEC;
     if (status != QSGD_ERROR_FRAME) return status;
     const uint64_t found = header_terms(h) + terms_of(base, kHeaderWords, h.frame_bytes / 8, 0, 1);
     return found == h.checksum ? status : QSGD_BAD_CHECKSUM;

@@ -128,29 +128,28 @@ inline uint32_t __ballot_sync(uint32_t mask, int condition) {
 inline int __any_sync(uint32_t mask, int condition) { return __ballot_sync(mask, condition) != 0; }
 inline int __all_sync(uint32_t mask, int condition) { return __ballot_sync(mask, condition) == mask; }
 
+// Puts `value` where `at` points to; returns what was there.
+template <class T>
+T exchange(T* at, T value) {
+    const T old = *at;
+    *at = value;
+    return old;
+}
 template <class T>
 T atomicAdd(T* at, T value) {
-    const T old = *at;
-    *at = old + value;
-    return old;
+    return exchange(at, static_cast<T>(*at + value));
 }
 template <class T>
 T atomicOr(T* at, T value) {
-    const T old = *at;
-    *at = old | value;
-    return old;
+    return exchange(at, static_cast<T>(*at | value));
 }
 template <class T>
 T atomicMax(T* at, T value) {
-    const T old = *at;
-    *at = old < value ? value : old;
-    return old;
+    return exchange(at, *at < value ? value : *at);
 }
 template <class T>
 T atomicMin(T* at, T value) {
-    const T old = *at;
-    *at = value < old ? value : old;
-    return old;
+    return exchange(at, value < *at ? value : *at);
 }
 
 template <class T>
