@@ -22,16 +22,18 @@ ELEMENTS = {"float32": np.dtype("f4"), "float16": np.dtype("f2"), "bfloat16": np
 
 
 class Buffer:
-    """Memory of the device at an address 64·k + offset, between bytes that must not change."""
+    """Memory of the device at an address 16·k + offset. With a content, which kernels only read, it ends where its
+    memory ends, so that checkers see any reading beyond; with a size, it lies between bytes that must not change."""
 
     def __init__(self, content: bytes | int, offset: int = 0) -> None:
-        size = content if isinstance(content, int) else len(content)
-        everything = np.full(size + 2 * GUARD + 64, GUARD_BYTE, np.uint8)
-        self.memory: Any = to_device(everything)
-        address = self.memory.data_ptr() if ON_GPU else self.memory.ctypes.data
-        start = GUARD + (offset - GUARD - address) % 64
-        self.address, self.place = address + start, slice(start, start + size)
-        if not isinstance(content, int):
+        read_only = not isinstance(content, int)
+        size = len(content) if read_only else content
+        start = GUARD + offset
+        self.memory: Any = to_device(np.full(start + size + (0 if read_only else GUARD), GUARD_BYTE, np.uint8))
+        first = self.memory.data_ptr() if ON_GPU else self.memory.ctypes.data
+        self.address, self.place = first + start, slice(start, start + size)
+        assert self.address % 16 == offset % 16
+        if read_only:
             self.write(content)
 
     def write(self, content: bytes) -> None:
