@@ -1,0 +1,216 @@
+"""Speed of the CUDA kernels beside the memory's: python -m benchmarks.gpu [--n LOG2] [--output FILE] [--emulated]
+
+``copy`` is a device-to-device copy of the float32 gradient. ``ratio`` is bytes needed a second over the copy's bytes a
+second, bytes needed being each byte of gradient, frames and result once. All of a table's rows take turns in one
+run; figures are medians. A part that fails is named, and stops no other; then the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import gpu_baselines, torch_baselines
+from benchmarks.gpu_device import Device, Exchange
+from hvd_qsgd import native_cuda
+
+EMULATED = Path(__file__).parents[1] / "build/cuda-emulated/libhvd_qsgd_cuda.so"
+LOG2_N, LOG2_EMULATED, LOG2_HOOK = 28, 11, 22
+BYTES_AN_ELEMENT = 30  # of memory, for all that the first table needs
+RANKS = 8
+TURNS = 15
+SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    *((f"{bits} bits", {"bits": bits}) for bits in (4, 2, 3, 5, 6, 7, 8)),
+    ("ternary", {"codec": "ternary"}),
+    ("4 bits, l2", {"bits": 4, "norm": "l2"}),
+    ("4 bits, bucket 100", {"bits": 4, "bucket_size": 100}),
+    ("8 bits, one l2 scale", {"bits": 8, "norm": "l2", "bucket_size": None}),
+]
+HALVES = [("4 bits", {"bits": 4})]
+# The least that is asked for: ratios to the copy, by operation, setting and dtype.
+BARS = {
+    ("encode", "4 bits", "float32"): 0.85,
+    ("encode", "4 bits", "bfloat16"): 0.8,
+    ("encode", "4 bits, l2", "float32"): 0.8,
+    (f"sum of {RANKS}", "4 bits", "float32"): 0.8,
+}
+TIMES_BASELINE = 10  # what ours should be faster than others'
+STEP_MS = 2.0  # for a step of ResNet-50
+
+Row = Sequence[str]
+
+
+class Case(NamedTuple):
+    """What is measured: its name, how many bytes it needs, and how to run it."""
+
+    operation: str
+    setting: str
+    dtype: str
+    needed: int
+    run: Callable[[], Any]
+
+
+def judged(value: float, bar: float | None, at_least: bool = True) -> str:
+    """The cell beside a value: the bar, and whether it is met."""
+    if bar is None:
+        return ""
+    met = value >= bar if at_least else value <= bar
+    return f"{'≥' if at_least else '≤'} {bar:g}: {'yes' if met else 'NO'}"
+
+
+# ---- kernels ----
+
+
+def copy_case(device: Device, n: int) -> Case:
+    source, target = device.gaussian(n), device.gaussian(n)
+    return Case("copy", "", "float32", 8 * n, lambda: target.copy_(source))
+
+
+def kernel_cases(device: Device, n: int) -> Iterator[Case]:
+    for dtype, settings in (("float32", SETTINGS), ("bfloat16", HALVES), ("float16", HALVES)):
+        gradient = device.gaussian(n, dtype)
+        for name, setting in settings:
+            one = Exchange(device, gradient, setting, RANKS)
+            yield Case("encode", name, dtype, one.gradient_bytes + one.frame_bytes, one.encode)
+            needed = one.gradient_bytes + RANKS * one.frame_bytes
+            yield Case(f"sum of {RANKS}", name, dtype, needed, one.decode_sum)
+
+
+def kernels_table(device: Device, n: int) -> Iterator[Row]:
+    cases = [copy_case(device, n), *kernel_cases(device, n)]
+    if n * 4 < 2**31 or device.emulated or device.free_bytes() > 40 * n:
+        gradient = device.gaussian(n)
+        run = lambda: torch_baselines.qsgd_encode(gradient, 512)  # noqa: E731
+        cases.append(Case("encode in torch operations", "4 bits", "float32", 0, run))
+    seconds = device.seconds([case.run for case in cases], TURNS)
+    copied = cases[0].needed / seconds[0]
+    yield "", "", "dtype", "ms", "GB/s needed", "ratio to copy", "bar"
+    for case, spent in zip(cases, seconds):
+        if case.needed:
+            ratio = case.needed / spent / copied
+            bar = judged(ratio, BARS.get((case.operation, case.setting, case.dtype)))
+            numbers = f"{spent * 1e3:.3f}", f"{case.needed / spent / 1e9:.0f}", f"{ratio:.2f}", bar
+        else:
+            times = spent / seconds[1]
+            numbers = f"{spent * 1e3:.3f}", "", f"{times:.1f} times encode", judged(times, TIMES_BASELINE)
+        yield case.operation, case.setting, case.dtype, *numbers
+
+
+def hook_table(device: Device, n: int) -> Iterator[Row]:
+    """PyTorch's hook loops over buckets in Python: less data, and time on the clock for both."""
+    one = Exchange(device, device.gaussian(n), {"bits": 4}, ranks=1)
+
+    def exchange() -> None:
+        one.encode()
+        one.decode_sum()
+
+    with gpu_baselines.quantization_hook(device, one.gradient) as hook:
+        hook()
+        others = statistics.median(device.host_seconds(hook, wait=True) for _ in range(3))
+    exchange()
+    ours = statistics.median(device.host_seconds(exchange, wait=True) for _ in range(TURNS))
+    yield "quantize and dequantize, one rank", "ms on the clock", "times ours", "bar"
+    yield "ours, 4 bits, bucket 512", f"{ours * 1e3:.3f}", "1", ""
+    times = others / ours
+    judgement = judged(times, TIMES_BASELINE)
+    yield "PyTorch's quantization_perchannel_hook", f"{others * 1e3:.3f}", f"{times:.0f}", judgement
+
+
+# ---- many tensors ----
+
+
+def step_table(device: Device) -> Iterator[Row]:
+    yield "ResNet-50: encode, and sum of 8", "tensors", "ms on the GPU", "ms of the host", "bar, both"
+    shapes = gpu_baselines.resnet50_shapes()
+    if device.emulated:
+        shapes = [shape for shape in shapes if gpu_baselines.elements(shape) < 10_000][:9]
+    for what, chosen in (
+        ("all tensors", shapes),
+        ("those with 2 dimensions or more, as by default", [shape for shape in shapes if len(shape) > 1]),
+    ):
+        tensors = [Exchange(device, device.gaussian(gpu_baselines.elements(s)), {"bits": 4}, RANKS) for s in chosen]
+        on_gpu, of_host = step_seconds(device, tensors)
+        numbers = f"{on_gpu * 1e3:.3f}", f"{of_host * 1e3:.3f}"
+        yield what, str(len(tensors)), *numbers, judged(max(on_gpu, of_host) * 1e3, STEP_MS, at_least=False)
+
+
+def step_seconds(device: Device, tensors: list[Exchange]) -> tuple[float, float]:
+    """On the GPU, all work being one graph; of the host, when it is not."""
+
+    def step() -> None:
+        for one in tensors:
+            one.encode()
+        for one in tensors:
+            one.decode_sum()
+
+    step()
+    of_host = statistics.median(device.host_seconds(step) for _ in range(TURNS))
+    (on_gpu,) = device.seconds([device.captured(step)], TURNS)
+    for one in tensors:
+        one.check()
+    return on_gpu, of_host
+
+
+# ---- the report ----
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows, the first of which is the head, as a table that lines up."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    head, *body = (f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths))} |" for row in rows)
+    return "\n".join([head, f"|{'|'.join('-' * (width + 2) for width in widths)}|", *body])
+
+
+def default_log2(device: Device) -> int:
+    if device.emulated:
+        return LOG2_EMULATED
+    log2 = LOG2_N
+    while BYTES_AN_ELEMENT << log2 > device.free_bytes():
+        log2 -= 1
+    return log2
+
+
+def report(device: Device, log2: int) -> tuple[str, bool]:
+    """All tables, and whether all could be made."""
+    hook_n = 1 << min(log2, LOG2_HOOK)
+    parts: list[tuple[str, Callable[[], Iterator[Row]]]] = [
+        (f"n = 2^{log2}", lambda: kernels_table(device, 1 << log2)),
+        (f"n = {hook_n}", lambda: hook_table(device, hook_n)),
+        ("many tensors", lambda: step_table(device)),
+    ]
+    texts, complete = [f"{device.name}, bucket 512 and max norm unless it says otherwise"], True
+    for name, rows in parts:
+        try:
+            texts.append(f"{name}\n\n{markdown(list(rows()))}")
+        except Exception as error:  # of any kind: the other tables can still be made
+            traceback.print_exc()
+            texts.append(f"{name}: failed: {error}")
+            complete = False
+        device.release()
+    return "\n\n".join(texts), complete
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, metavar="LOG2", help=f"2^LOG2 elements (default {LOG2_N}, if they fit)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the report there, too")
+    parser.add_argument("--emulated", action="store_true", help="on this processor, to try the program itself")
+    options = parser.parse_args(arguments)
+    if options.emulated:
+        os.environ[native_cuda.LIBRARY_VARIABLE] = str(EMULATED)
+    device = Device(options.emulated)
+    text, complete = report(device, options.n or default_log2(device))
+    print(text)
+    if options.output:
+        options.output.write_text(text + "\n", encoding="utf-8")
+    return 0 if complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

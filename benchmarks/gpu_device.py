@@ -1,0 +1,164 @@
+"""What benchmarks.gpu measures on: the GPU, or (``emulated``) this processor, where times mean nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from hvd_qsgd import frames, native, native_cuda, wire
+from hvd_qsgd.config import Quantization
+from hvd_qsgd.errors import QSGDError
+
+Run = Callable[[], Any]
+AHEAD_CYCLES = 20_000_000  # that the GPU waits while a turn is put on its stream: 10 ms or more
+
+
+class Device:
+    """Memory, streams and time."""
+
+    def __init__(self, emulated: bool) -> None:
+        if not emulated and not torch.cuda.is_available():
+            raise SystemExit(f"benchmarks.gpu: torch {torch.__version__} sees no GPU; --emulated only tries the program")
+        self.emulated = emulated
+        self.kind = "cpu" if emulated else "cuda"
+        self.library = native_cuda.library()
+        self.name = "no GPU: emulated, the times mean nothing" if emulated else torch.cuda.get_device_name()
+
+    @property
+    def stream(self) -> int | None:
+        return None if self.emulated else torch.cuda.current_stream().cuda_stream
+
+    def bytes(self, size: int) -> torch.Tensor:
+        return torch.zeros(max(size, 1), dtype=torch.uint8, device=self.kind)
+
+    def gaussian(self, n: int, dtype: str = "float32") -> torch.Tensor:
+        return torch.randn(n, device=self.kind).to(getattr(torch, dtype))
+
+    def free_bytes(self) -> int:
+        return 0 if self.emulated else torch.cuda.mem_get_info()[0]
+
+    def release(self) -> None:
+        if not self.emulated:
+            torch.cuda.empty_cache()
+
+    def synchronize(self) -> None:
+        if not self.emulated:
+            torch.cuda.synchronize()
+
+    def captured(self, run: Run) -> Run:
+        """``run``, which was called before, as one CUDA graph."""
+        if self.emulated:
+            return run
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        return graph.replay
+
+    def seconds(self, runs: Sequence[Run], turns: int) -> list[float]:
+        """The median that each takes on the GPU; all take turns."""
+        times: list[list[float]] = [[] for _ in runs]
+        for turn in range(turns + 1):
+            for of_one, spent in zip(times, self._turn(runs)):
+                if turn:  # the first warms up
+                    of_one.append(spent)
+        return [statistics.median(of_one) for of_one in times]
+
+    def _turn(self, runs: Sequence[Run]) -> list[float]:
+        if self.emulated:
+            return [self.host_seconds(run) for run in runs]
+        self.synchronize()
+        torch.cuda._sleep(AHEAD_CYCLES)
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(runs) + 1)]
+        marks[0].record()
+        for run, mark in zip(runs, marks[1:]):
+            run()
+            mark.record()
+        self.synchronize()
+        return [begin.elapsed_time(end) / 1e3 for begin, end in zip(marks, marks[1:])]
+
+    def host_seconds(self, run: Run, wait: bool = False) -> float:
+        """What the caller spends, from an idle GPU on; with ``wait`` until the GPU is idle again."""
+        self.synchronize()
+        start = time.perf_counter()
+        run()
+        if wait:
+            self.synchronize()
+        return time.perf_counter() - start
+
+
+class Exchange:
+    """One tensor: a gradient, the frames that so many ranks made of it, and their mean."""
+
+    def __init__(self, device: Device, gradient: torch.Tensor, setting: dict[str, Any], ranks: int) -> None:
+        self.device, self.gradient, self.ranks = device, gradient, ranks
+        self.setting = {"bucket_size": 512, **setting}
+        self.dtype = str(gradient.dtype).removeprefix("torch.")
+        quantization = Quantization.create(**self.setting)
+        self.spec = frames.make_spec(
+            quantization, count=gradient.numel(), dtype=self.dtype, seed=1, rank=0, tensor=2, step=3
+        )
+        self.expected = frames.expect(self.spec)
+        self.frame_bytes = native.frame_bytes(self.spec)
+        self.gradient_bytes = gradient.numel() * wire.ITEM_BYTES[self.dtype]
+        self.frames, self.mean = device.bytes(ranks * self.frame_bytes), torch.empty_like(gradient)
+        self.verdict = device.bytes(ctypes.sizeof(native_cuda.Verdict))
+        self.encode_scratch = self._scratch(device.library.qsgd_cuda_encode_scratch, self.spec)
+        self.decode_scratch = self._scratch(device.library.qsgd_cuda_decode_scratch, ranks)
+        for rank in reversed(range(ranks)):
+            self.spec.rank = rank
+            self.encode()
+        self.decode_sum()
+        self.check()
+
+    def _scratch(self, bytes_of: Callable[..., int], *arguments: Any) -> torch.Tensor:
+        size = ctypes.c_uint64()
+        self._accept(bytes_of(*arguments, size))
+        return self.device.bytes(size.value)
+
+    def _accept(self, status: int) -> None:
+        if status != native.OK:
+            said = self.device.library.qsgd_cuda_error().decode()
+            raise QSGDError(f"{self.setting}: the CUDA kernels returned status {status} ({said})")
+
+    def encode(self) -> None:
+        status = self.device.library.qsgd_cuda_encode(
+            self.spec,
+            self.gradient.data_ptr(),
+            self.frames.data_ptr() + self.spec.rank * self.frame_bytes,
+            self.frame_bytes,
+            None,
+            self.encode_scratch.data_ptr(),
+            self.encode_scratch.numel(),
+            self.device.stream,
+        )
+        self._accept(status)
+
+    def decode_sum(self) -> None:
+        status = self.device.library.qsgd_cuda_decode_sum(
+            self.frames.data_ptr(),
+            self.frames.numel(),
+            self.ranks,
+            self.expected,
+            1 / self.ranks,
+            None,
+            self.mean.data_ptr(),
+            self.verdict.data_ptr(),
+            self.decode_scratch.data_ptr(),
+            self.decode_scratch.numel(),
+            self.device.stream,
+        )
+        self._accept(status)
+
+    def check(self) -> None:
+        """Whether the last mean is one: frames without mistakes, near the gradient."""
+        verdict = native_cuda.Verdict.from_buffer_copy(bytes(self.verdict.cpu().numpy()))
+        if verdict.status != native.OK:
+            raise QSGDError(f"{self.setting}: the sum's verdict is status {verdict.status}, frame {verdict.bad_frame}")
+        off = float((self.mean.double() - self.gradient.double()).norm() / self.gradient.double().norm())
+        if not off < 2:  # a ternary frame alone is off by 1.2
+            raise QSGDError(f"{self.setting}: the mean is {off} times the gradient away from it")
