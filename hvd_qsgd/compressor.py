@@ -5,11 +5,12 @@ A frontend gives it addresses and dtypes, and moves the frames and the token tha
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Callable, NamedTuple, TypeVar
 
 from hvd_qsgd import frames, native, wire
@@ -149,15 +150,17 @@ class Compressor:
 
         If it cannot be made, the buffer holds an error frame, so that all ranks learn of it.
         """
+        return self.encode_by(lambda slot: self._encode(slot, gradient, allocate), ticket, allocate)
+
+    def encode_by(
+        self, make: Callable[[Slot], Buffer], ticket: Ticket, allocate: Callable[[int], tuple[Buffer, int]]
+    ) -> Buffer:
+        """``encode``, with the frame that ``make`` returns once it has told its length to the slot's history."""
         start = time.perf_counter()
-        slot = ticket.slot
+        slot: Slot = ticket.slot
         last = slot.history.frame_bytes
         try:
-            if slot.quantization.fixed_length:
-                buffer, address = allocate(slot.most_bytes)
-                slot.history.frame_bytes = native.encode(slot.spec, gradient, address, slot.most_bytes)
-            else:
-                buffer = self._encode_next(slot, gradient, allocate)
+            buffer = make(slot)
             ticket.encoded = True
         except Exception as error:  # whatever it is: without a frame of this rank the others would wait for ever
             return self.refuse(ticket, error, allocate)
@@ -168,6 +171,13 @@ class Compressor:
         stats.bytes_sent += slot.history.frame_bytes
         stats.frames_resized += last not in (0, slot.history.frame_bytes)
         stats.seconds_encode += time.perf_counter() - start
+        return buffer
+
+    def _encode(self, slot: Slot, gradient: int, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
+        if not slot.quantization.fixed_length:
+            return self._encode_next(slot, gradient, allocate)
+        buffer, address = allocate(slot.most_bytes)
+        slot.history.frame_bytes = native.encode(slot.spec, gradient, address, slot.most_bytes)
         return buffer
 
     def _encode_next(self, slot: Slot, gradient: int, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
@@ -187,9 +197,8 @@ class Compressor:
         ctypes.memmove(address, frame, len(frame))
         return buffer
 
-    def token(self, ticket: Ticket) -> list[float]:
+    def token(self, slot: Slot) -> list[float]:
         """What Horovod reduces in place of the gradient; it is the same in every step."""
-        slot = ticket.slot
         return native.token(slot.spec.rank, slot.signature)
 
     def factor(self, ticket: Ticket, reduced: bytes) -> float:
@@ -210,9 +219,15 @@ class Compressor:
 
     def decode(self, ticket: Ticket, address: int, size: int, factor: float, out: int) -> None:
         """Write the sum of all ranks' frames, ``size`` bytes at ``address``, times ``factor`` to ``out``."""
+        slot: Slot = ticket.slot
+        with self.decoding(slot, size):
+            frames.decode_sum(address, size, slot.size, slot.expected, factor, out, slot)
+
+    @contextlib.contextmanager
+    def decoding(self, slot: Slot, size: int) -> Iterator[None]:
+        """Count the decoding inside, of all ranks' frames, which are ``size`` bytes long."""
         start = time.perf_counter()
-        slot = ticket.slot
-        frames.decode_sum(address, size, slot.size, slot.expected, factor, out, slot)
+        yield
         self.stats.bytes_received += size - slot.history.frame_bytes
         self.stats.seconds_decode += time.perf_counter() - start
 
