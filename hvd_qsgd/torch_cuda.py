@@ -170,8 +170,8 @@ def _words(size: int, device: torch.device) -> Tensor:
 def _explained(wrong: _Sum) -> str:
     verdict = wrong.buffers.verdict
     return (
-        f"{wrong.what} from rank {verdict.bad_frame} {native.status_text(verdict.status)}. A GPU, which does not wait for "
-        "such checks, has made its sum NaN on this rank: the weights may be spoilt, go back to a checkpoint"
+        f"{wrong.what} from rank {verdict.bad_frame} {native.status_text(verdict.status)}. A GPU finds that "
+        "late, and has made the sum NaN on this rank: the weights may be spoilt, so go back to a checkpoint"
     )
 
 
