@@ -5,12 +5,11 @@ A frontend gives it addresses and dtypes, and moves the frames and the token tha
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
 import math
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Callable, NamedTuple, TypeVar
 
 from hvd_qsgd import frames, native, wire
@@ -197,8 +196,9 @@ class Compressor:
         ctypes.memmove(address, frame, len(frame))
         return buffer
 
-    def token(self, slot: Slot) -> list[float]:
+    def token(self, ticket: Ticket) -> list[float]:
         """What Horovod reduces in place of the gradient; it is the same in every step."""
+        slot = ticket.slot
         return native.token(slot.spec.rank, slot.signature)
 
     def factor(self, ticket: Ticket, reduced: bytes) -> float:
@@ -219,15 +219,13 @@ class Compressor:
 
     def decode(self, ticket: Ticket, address: int, size: int, factor: float, out: int) -> None:
         """Write the sum of all ranks' frames, ``size`` bytes at ``address``, times ``factor`` to ``out``."""
-        slot: Slot = ticket.slot
-        with self.decoding(slot, size):
-            frames.decode_sum(address, size, slot.size, slot.expected, factor, out, slot)
-
-    @contextlib.contextmanager
-    def decoding(self, slot: Slot, size: int) -> Iterator[None]:
-        """Count the decoding inside, of all ranks' frames, which are ``size`` bytes long."""
         start = time.perf_counter()
-        yield
+        slot: Slot = ticket.slot
+        frames.decode_sum(address, size, slot.size, slot.expected, factor, out, slot)
+        self.decoded(slot, size, start)
+
+    def decoded(self, slot: Slot, size: int, start: float) -> None:
+        """Count the decoding, begun at ``start``, of all ranks' frames, which are ``size`` bytes long."""
         self.stats.bytes_received += size - slot.history.frame_bytes
         self.stats.seconds_decode += time.perf_counter() - start
 

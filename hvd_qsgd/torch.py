@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -31,17 +31,6 @@ from hvd_qsgd.torch_tensors import CPU, FEEDBACK_WIRE, WIRE_DTYPES, Form, Tokens
 from hvd_qsgd.torch_transport import Transport
 
 Tensor = torch.Tensor
-
-
-class _OnItsWay(NamedTuple):
-    """What ``decompress`` needs of a gradient."""
-
-    ticket: Ticket
-    token: Tensor
-    path: CpuPath | CudaPath
-    gathering: Any
-    form: Form
-    original: torch.dtype
 
 
 class QSGD(HorovodCompressor):  # type: ignore[misc]
@@ -167,10 +156,9 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             return self._carry(tensor)
         path = self._path(tensor)
         ticket = self._core.open(name, tensor.shape, wire.dtype, self._transport.ranks)
-        token = self._tokens(ticket.slot, tensor).take()
+        token = self._tokens(ticket, tensor).take()
         gathering = path.start(ticket, tensor)
-        form = Form(tensor.shape, wire.carrier, tensor.device)
-        return token, _OnItsWay(ticket, token, path, gathering, form, wire.original)
+        return token, (ticket, token, path, gathering, tensor, tensor.shape, wire)
 
     @Method
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
@@ -179,14 +167,14 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             return tensor
         if isinstance(ctx, torch.dtype):
             return tensor.to(ctx)
-        ticket, token, path, gathering, form, original = ctx
+        ticket, token, path, gathering, gradient, shape, wire = ctx
         factor = self._core.factor(ticket, bytes_of(tensor))
         ticket.slot.tokens.give_back(token)
         start = time.perf_counter()
         words = gathering.wait()
         self._core.stats.seconds_wait += time.perf_counter() - start
-        result: Tensor = path.finish(ticket, words, factor, form)
-        return result if original is form.dtype else result.to(original)
+        result: Tensor = path.finish(ticket, words, factor, Form(gradient, shape, wire.carrier))
+        return result if wire.original is wire.carrier else result.to(wire.original)
 
     @Method
     def change(self, **changes: Any) -> None:
@@ -257,10 +245,11 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             )
         return self._on_gpu if self._on_gpu.takes() else self._on_cpu
 
-    def _tokens(self, slot: Slot, tensor: Tensor) -> Tokens:
+    def _tokens(self, ticket: Ticket, tensor: Tensor) -> Tokens:
+        slot: Slot = ticket.slot
         device = tensor.device if self._grouped and torch_streams.GPU.holds(tensor) else CPU
         if slot.tokens is None or slot.tokens.device != device:
-            slot.tokens = Tokens(self._core.token(slot), device)
+            slot.tokens = Tokens(self._core.token(ticket), device)
         tokens: Tokens = slot.tokens
         return tokens
 

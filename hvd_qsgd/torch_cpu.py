@@ -9,7 +9,7 @@ import torch
 from hvd_qsgd.compressor import Compressor
 from hvd_qsgd.residuals import Residuals
 from hvd_qsgd.steps import Slot, Ticket
-from hvd_qsgd.torch_tensors import CPU, WIRE_DTYPES, Form, allocate_frame, clipped, most_words, readable
+from hvd_qsgd.torch_tensors import WIRE_DTYPES, Form, allocate_frame, clipped, most_words, readable
 
 Tensor = torch.Tensor
 
@@ -31,7 +31,7 @@ class CpuPath:
             frame = core.refuse(ticket, error, allocate_frame)
         else:
             frame = core.encode(ticket, gradient.data_ptr(), allocate_frame)
-        device = tensor.device if tensor.is_cuda else CPU
+        device = tensor.device if tensor.is_cuda else None
         gathering = self._transport.allgather(frame, slot.operation, most_words(slot), device)
         if core.options.measure_error and ticket.encoded:
             self._measure(ticket, frame, gradient)
@@ -41,15 +41,15 @@ class CpuPath:
 
     def finish(self, ticket: Ticket, words: Tensor, factor: float, form: Form) -> Tensor:
         """The sum of the gathered frames, times ``factor``."""
-        words = words.cpu()
-        result = form.empty(CPU)
+        words = _on_cpu(words)
+        result = form.on_cpu()
         self._core.decode(ticket, words.data_ptr(), 8 * words.numel(), factor, result.data_ptr())
-        return result.to(form.device)
+        return result if form.gradient.is_cpu else result.to(form.gradient.device)
 
     def _prepared(self, slot: Slot, tensor: Tensor) -> Tensor:
         """What is to be encoded."""
         own = WIRE_DTYPES[tensor.dtype]
-        gradient = readable(tensor, own.carrier).detach().cpu()
+        gradient = _on_cpu(readable(tensor, own.carrier))
         if self._core.options.clip is not None:
             gradient = clipped(gradient, self._core.options.clip)
         if self._residuals is not None:
@@ -62,3 +62,7 @@ class CpuPath:
         exact = gradient.double()
         self._core.stats.squared_error += float((decoded.double() - exact).square().sum())
         self._core.stats.squared_norm += float(exact.square().sum())
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_cpu else tensor.detach().cpu()  # which costs even where nothing is to be done

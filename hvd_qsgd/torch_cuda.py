@@ -9,6 +9,7 @@ when its own frames have arrived: by then the sum is long done.
 from __future__ import annotations
 
 import functools
+import time
 import warnings
 from collections import deque
 from typing import Any, NamedTuple
@@ -103,11 +104,14 @@ class CudaPath:
         # A frame of another length may be an error frame, or of a codec that only the CPU knows.
         if not ticket.encoded or size != slot.size * slot.history.frame_bytes:
             return self._cpu.finish(ticket, words, factor, form)
-        words = words.to(form.device)
-        result = form.empty(form.device)
-        with torch_streams.GPU.here(form.device) as stream, self._core.decoding(slot, size):
+        device = slot.buffers.device
+        words = words.to(device)
+        result = torch.empty(form.shape, dtype=form.dtype, device=device)
+        begin = time.perf_counter()
+        with torch_streams.GPU.here(device) as stream:
             self._decode(slot, words, factor, result, stream)
-        done = torch_streams.GPU.mark(form.device)
+        self._core.decoded(slot, size, begin)
+        done = torch_streams.GPU.mark(device)
         self._enqueued.append(_Sum(self._core.steps.next_serial(), done, slot.buffers, str(slot)))
         return result
 

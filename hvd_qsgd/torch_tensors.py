@@ -44,13 +44,15 @@ BYTES_PER_ELEMENT, BYTES_PER_FRAME = 9, 4096
 class Form(NamedTuple):
     """What a result is to be like."""
 
+    gradient: Tensor  # which may be another by now
     shape: torch.Size
     dtype: torch.dtype
-    device: torch.device
 
-    def empty(self, device: torch.device) -> Tensor:
-        """A tensor of this form, elsewhere perhaps."""
-        return torch.empty(self.shape, dtype=self.dtype, device=device)
+    def on_cpu(self) -> Tensor:
+        """Memory for the result, or for what becomes it."""
+        if self.gradient.is_cpu and self.gradient.shape == self.shape:  # faster than from nothing
+            return torch.empty_like(self.gradient, dtype=self.dtype, memory_format=torch.contiguous_format)
+        return torch.empty(self.shape, dtype=self.dtype, device=CPU)
 
 
 def readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -36,16 +36,17 @@ class Transport:
             self._mpi = _TensorsOverMpi(MpiTransport(_communicator(self._process_set)))
         return Ranks(self._horovod.rank, self._horovod.size, self._horovod.group)
 
-    def allgather(self, words: Tensor, name: str, bound: int, device: torch.device) -> Any:
-        """Start gathering all ranks' words for a gradient on ``device``; to ``wait()`` for, wherever they arrive.
+    def allgather(self, words: Tensor, name: str, bound: int, gpu: torch.device | None) -> Any:
+        """Start gathering all ranks' words for a gradient, on a GPU or not; to ``wait()`` for, wherever they arrive.
 
-        Horovod moves them on that device, whatever this rank made them on: it must be the same on all ranks. Built
+        Horovod moves them on that GPU, whatever this rank made them on: either all ranks have one or none. Built
         without GPU operations it copies them to pinned memory of the CPU and back, by itself.
         """
         if self._mpi is not None:
             return self._mpi.allgather(words.cpu(), name, bound)
-        gathering = self._horovod.allgather(words.to(device), name, bound)
-        return _GatheringOnGpu(gathering, device) if device.type == "cuda" else gathering
+        if gpu is None:
+            return self._horovod.allgather(words, name, bound)
+        return _GatheringOnGpu(self._horovod.allgather(words.to(gpu), name, bound), gpu)
 
 
 class _GatheringOnGpu:

@@ -75,7 +75,7 @@ class Job:
         arrived = [(ticket, path, gathering.wait()) for ticket, path, gathering in started]
         for ticket, _, _ in arrived:
             assert ticket.close()
-        form = Form(torch.Size(SHAPE), self.dtype, DEVICE)
+        form = Form(torch.empty(SHAPE, dtype=self.dtype, device=DEVICE), torch.Size(SHAPE), self.dtype)
         return [path.finish(ticket, words, 1 / RANKS, form) for ticket, path, words in arrived]
 
     def step(self, gradients: list[Any]) -> list[Any]:

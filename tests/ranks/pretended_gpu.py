@@ -35,6 +35,7 @@ class PretendedGpu(torch_streams.Gpu):
         super().__init__()
         self.lent: list[torch.Tensor] = []
         self.is_capturing = False
+        self.arrivals = 0
 
     def holds(self, tensor: torch.Tensor) -> bool:
         return True
@@ -52,6 +53,13 @@ class PretendedGpu(torch_streams.Gpu):
     @contextlib.contextmanager
     def here(self, device: torch.device) -> Iterator[int]:
         yield 0
+
+    @contextlib.contextmanager
+    def arriving(self, device: torch.device) -> Iterator[None]:
+        yield
+
+    def arrived(self, words: torch.Tensor) -> None:
+        self.arrivals += 1
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.clone()

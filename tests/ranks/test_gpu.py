@@ -69,6 +69,7 @@ def test_the_cpu_s_results(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, 
             gpu = pretend(patch)
             found = results(dtype, transport=transport, **options)
         assert len(gpu.lent) == (15 if options.get("min_size") == 0 else 6)
+        assert gpu.arrivals == (len(gpu.lent) if transport == "horovod" else 0)
         assert [t.dtype for t in found] == [dtype] * 15
         assert [t.shape for t in found] == [t.shape for t in expected]
         assert rt.digest(found) == rt.digest(expected), options
