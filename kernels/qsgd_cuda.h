@@ -33,7 +33,7 @@ QSGD_API uint32_t qsgd_cuda_abi_version(void);
 /* What this thread's last QSGD_CUDA_ERROR was, in CUDA's words. */
 QSGD_API const char* qsgd_cuda_error(void);
 
-/* How many bytes of scratch memory qsgd_cuda_encode needs for *spec. */
+/* How many bytes of scratch memory encoding needs for *spec. */
 QSGD_API int qsgd_cuda_encode_scratch(const qsgd_spec* spec, uint64_t* bytes);
 
 /* qsgd_encode, on the device. The frame's length is what qsgd_frame_bytes says. If `draw` is not null, it is
@@ -41,6 +41,19 @@ QSGD_API int qsgd_cuda_encode_scratch(const qsgd_spec* spec, uint64_t* bytes);
  * codecs only. */
 QSGD_API int qsgd_cuda_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
                               const qsgd_draw* draw, void* scratch, uint64_t scratch_bytes, void* stream);
+
+/* A frame whose length only its encoder finds, in two steps: codec rans only. First everything but the frame,
+ * in scratch memory, and the frame's length, in memory of the device: where several tensors' lengths lie side
+ * by side, the host needs one copy to know them all. `draw` as above. */
+QSGD_API int qsgd_cuda_encode_begin(const qsgd_spec* spec, const void* gradient, const qsgd_draw* draw,
+                                    void* scratch, uint64_t scratch_bytes, uint64_t* frame_bytes,
+                                    void* stream);
+
+/* Then the frame, from the same *spec and the scratch memory as it was left. `frame_bytes` is the length that
+ * was found, or more for padding, a multiple of 16. A frame that is given less is cut off there: whoever
+ * decodes it refuses it. */
+QSGD_API int qsgd_cuda_encode_end(const qsgd_spec* spec, void* frame, uint64_t frame_bytes, void* scratch,
+                                  uint64_t scratch_bytes, void* stream);
 
 /* How many bytes of scratch memory qsgd_cuda_decode_sum needs for so many frames. */
 QSGD_API int qsgd_cuda_decode_scratch(uint32_t frame_count, uint64_t* bytes);

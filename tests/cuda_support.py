@@ -64,24 +64,36 @@ class CudaKernels:
             with environment(**{native_cuda.LIBRARY_VARIABLE: str(EMULATED)}):
                 self.c = native_cuda.library.__wrapped__()  # not the cached one
 
-    def encode(self, array: Array, *, offset: int = 0, draw: native_cuda.Draw | None = None, **how: Any) -> bytes:
+    def encode(
+        self, array: Array, *, offset: int = 0, draw: native_cuda.Draw | None = None, padding: int = 0, **how: Any
+    ) -> bytes:
         """As `reference.encode`; the gradient is `offset` elements, and the frame as many words, off a line's start."""
         spec = make_spec(array.size, **how)
-        size, scratch = native.frame_bytes(spec), ctypes.c_uint64()
+        scratch = ctypes.c_uint64()
         assert self.c.qsgd_cuda_encode_scratch(spec, scratch) == native.OK
-        gradient, frame = Buffer(array.tobytes(), array.itemsize * offset), Buffer(size, 8 * offset)
-        work, numbers = Buffer(scratch.value), Buffer(bytes(draw)) if draw else None
+        gradient, work = Buffer(array.tobytes(), array.itemsize * offset), Buffer(scratch.value)
+        numbers = Buffer(bytes(draw)) if draw else None
+        drawn = numbers.address if numbers else None
+        if spec.codec == ref.CODECS["rans"]:
+            return self.encode_in_two_steps(spec, gradient, drawn, work, scratch.value, 8 * offset, padding)
+        size = native.frame_bytes(spec)
+        frame = Buffer(size, 8 * offset)
         status = self.c.qsgd_cuda_encode(
-            spec,
-            gradient.address,
-            frame.address,
-            size,
-            numbers.address if numbers else None,
-            work.address,
-            scratch.value,
-            None,
+            spec, gradient.address, frame.address, size, drawn, work.address, scratch.value, None
         )
         assert status == native.OK, self.c.qsgd_cuda_error()
+        work.read()
+        return frame.read()
+
+    def encode_in_two_steps(
+        self, spec: native.Spec, gradient: Buffer, drawn: int | None, work: Buffer, room: int, offset: int, padding: int
+    ) -> bytes:
+        found = Buffer(8)
+        status = self.c.qsgd_cuda_encode_begin(spec, gradient.address, drawn, work.address, room, found.address, None)
+        assert status == native.OK, self.c.qsgd_cuda_error()
+        size = int.from_bytes(found.read(), "little") + padding
+        frame = Buffer(size, offset)
+        assert self.c.qsgd_cuda_encode_end(spec, frame.address, size, work.address, room, None) == native.OK
         work.read()
         return frame.read()
 
