@@ -55,8 +55,12 @@ QSGD_API int qsgd_cuda_encode_begin(const qsgd_spec* spec, const void* gradient,
 QSGD_API int qsgd_cuda_encode_end(const qsgd_spec* spec, void* frame, uint64_t frame_bytes, void* scratch,
                                   uint64_t scratch_bytes, void* stream);
 
-/* How many bytes of scratch memory qsgd_cuda_decode_sum needs for so many frames. */
+/* How many bytes of scratch memory qsgd_cuda_decode_sum needs for so many frames of codecs packed and
+ * ternary. */
 QSGD_API int qsgd_cuda_decode_scratch(uint32_t frame_count, uint64_t* bytes);
+
+/* The same if some of them may be of codec rans: for frames of `count` elements. */
+QSGD_API int qsgd_cuda_decode_scratch_variable(uint64_t count, uint32_t frame_count, uint64_t* bytes);
 
 /* What multiplies a sum, and which step its frames must be of, where the host does not know that. */
 typedef struct {
@@ -66,7 +70,8 @@ typedef struct {
 
 /* qsgd_decode_sum, on the device, which makes all checks. *verdict tells how it ended; the sum is all NaN
  * unless that is QSGD_OK. Nothing of `out` can be relied on before. `late` may be null. A frame of another
- * codec than packed and ternary is refused (QSGD_BAD_CODEC). */
+ * codec than packed and ternary is refused (QSGD_BAD_CODEC), but rans is not where the scratch memory is as
+ * much as qsgd_cuda_decode_scratch_variable says. */
 QSGD_API int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
                                   const qsgd_expectation* expected, float factor, const qsgd_late* late,
                                   void* out, qsgd_verdict* verdict, void* scratch, uint64_t scratch_bytes,

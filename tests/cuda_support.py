@@ -53,11 +53,12 @@ def to_device(array: Array) -> Any:
 
 
 class CudaKernels:
-    """The C ABI on one stream of the device."""
+    """The C ABI on one stream of the device; sums are of frames of `variable` length, too."""
 
     isa = "cuda"
 
-    def __init__(self) -> None:
+    def __init__(self, variable: bool) -> None:
+        self.variable = variable
         if ON_GPU:
             self.c: Any = native_cuda.library()
         else:
@@ -114,7 +115,10 @@ class CudaKernels:
         """As `reference.decode_sum`, with factor and step from the device's memory if these are given."""
         expected = native.Expectation(count, tensor, step, ref.DTYPES[dtype], first_rank)
         data, scratch = b"".join(frames), ctypes.c_uint64()
-        assert self.c.qsgd_cuda_decode_scratch(len(frames), scratch) == native.OK
+        if self.variable:
+            assert self.c.qsgd_cuda_decode_scratch_variable(count, len(frames), scratch) == native.OK
+        else:
+            assert self.c.qsgd_cuda_decode_scratch(len(frames), scratch) == native.OK
         element = ELEMENTS[dtype]
         sent, out = Buffer(data, 8 * offset), Buffer(count * element.itemsize, element.itemsize * offset)
         work, verdict = Buffer(scratch.value), Buffer(ctypes.sizeof(native_cuda.Verdict))
@@ -149,5 +153,5 @@ def is_nan(values: Array, dtype: str) -> Array:
 
 
 @functools.cache
-def cuda_kernels() -> CudaKernels:
-    return CudaKernels()
+def cuda_kernels(variable: bool = False) -> CudaKernels:
+    return CudaKernels(variable)

@@ -118,8 +118,8 @@ def outcome(kernels: Any, frames: list[bytes], **where: Any) -> Any:
         return error.status, error.frame
 
 
-def compare_outcomes(frames: list[bytes], **where: Any) -> Any:
-    found = outcome(cuda_kernels(), frames, **where)
+def compare_outcomes(frames: list[bytes], variable: bool = False, **where: Any) -> Any:
+    found = outcome(cuda_kernels(variable), frames, **where)
     assert found == outcome(all_kernels()[0], frames, **where), (found, where)
     return found
 

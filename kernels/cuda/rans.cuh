@@ -50,23 +50,6 @@ struct RansFrame {
     }
 };
 
-// Where a column's walk is, row by row: at this lane's element.
-class ColumnWalk {
-  public:
-    uint32_t column;
-
-    __device__ ColumnWalk(uint64_t unit, uint32_t columns)
-        : column(columns ? static_cast<uint32_t>((kUnit * unit + lane_of_half_warp()) % columns) : 0),
-          columns_(columns) {}
-    __device__ __forceinline__ void next_row() {
-        column += kLanes;
-        if (column >= columns_) column -= columns_;
-    }
-
-  private:
-    const uint32_t columns_;  // 0, or no fewer than lanes
-};
-
 uint64_t rans_scratch_bytes(const qsgd_spec& spec);
 
 // The model, from a sample of the units, and the front as far as it tells.
