@@ -42,7 +42,12 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "qsgd_cuda_encode": (
         c_int, POINTER(Spec), c_void_p, c_void_p, c_uint64, c_void_p, c_void_p, c_uint64, c_void_p
     ),
+    "qsgd_cuda_encode_begin": (
+        c_int, POINTER(Spec), c_void_p, c_void_p, c_void_p, c_uint64, c_void_p, c_void_p
+    ),
+    "qsgd_cuda_encode_end": (c_int, POINTER(Spec), c_void_p, c_uint64, c_void_p, c_uint64, c_void_p),
     "qsgd_cuda_decode_scratch": (c_int, c_uint32, POINTER(c_uint64)),
+    "qsgd_cuda_decode_scratch_variable": (c_int, c_uint64, c_uint32, POINTER(c_uint64)),
     "qsgd_cuda_decode_sum": (
         c_int, c_void_p, c_uint64, c_uint32, POINTER(Expectation), c_float, POINTER(Late), c_void_p, c_void_p,
         c_void_p, c_uint64, c_void_p
