@@ -1,7 +1,7 @@
 """The papers' experiments, one command each: ``python -m experiments.bucket_sizes``; ``make paper`` runs all.
 
-What they share: runs.py (finished runs in CSV files), command.py (the command line), data.py, workers.py (workers in one
-process), training.py, ranks.py (real ranks), figures.py.
+What they share: command.py (the command line), runs.py (finished runs in CSV files), figures.py; data.py, models.py,
+training.py; workers.py (workers in one process) and ranks.py (real ranks).
 """
 
 import sys

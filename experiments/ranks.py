@@ -1,4 +1,4 @@
-"""Real ranks: Horovod jobs of examples/torch_mnist.py on this machine, or on hosts that a launcher of the user's joins."""
+"""Real ranks: Horovod jobs of examples/torch_mnist.py, on this machine or wherever a launcher starts them."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +43,7 @@ class Runs:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self._rows)
-        os.replace(unfinished, self._path)
+        unfinished.replace(self._path)
         return new
 
     def _other_columns(self) -> ExperimentError:

@@ -20,7 +20,7 @@ Compressed = Callable[[str, torch.Tensor], bool]
 
 
 class Task(NamedTuple):
-    """What to train on what: ``inputs`` and ``targets`` (class numbers, one or more for each input), and those to test."""
+    """What to train on what: inputs and targets (class numbers, one or more for each input), and those to test."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
