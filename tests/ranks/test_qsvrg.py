@@ -24,7 +24,7 @@ Closure = Callable[[], torch.Tensor]
 
 
 class Shard:
-    """Least squares over this rank's own rows: gradients are whole multiples of 1/64, so that sums are exact."""
+    """Least squares over this rank's own rows."""
 
     def __init__(self, dtype: torch.dtype = torch.float64, **how: Any) -> None:
         size = sum(int(np.prod(shape)) for shape in SHAPES)
@@ -93,13 +93,13 @@ def test_every_step_is_the_algorithm_s(average: bool, dtype: torch.dtype) -> Non
         x = total / x.dtype.type(STEPS) if average else x
 
 
-def test_it_converges_to_float64_s_precision_where_sgd_stays_away() -> None:
+def test_it_converges_to_float64_s_precision() -> None:
     shard = Shard(average=False)
     gaps = []
     data, labels = (np.concatenate(rt.from_all_ranks(part.numpy())) for part in (shard.data, shard.labels))
     hessian = data.T @ data / len(data) + 0.1 * np.eye(data.shape[1])
     best = np.linalg.solve(hessian, data.T @ labels / len(data))
-    for epoch in range(60):
+    for epoch in range(100):
         shard.train(range(epoch * STEPS, (epoch + 1) * STEPS))
         off = flat(shard.weights) - best
         gaps.append(off @ hessian @ off / 2)
@@ -144,11 +144,13 @@ def test_mistakes_are_told_on_all_ranks() -> None:
     draws = iter(range(100))
     other = lambda: shard.closure(rows_of(next(draws)))()  # noqa: E731
     rt.assert_all_raise(lambda: shard.optimizer.step(other if last else batch), "two gradients for the same weights")
-    shard.optimizer.step(batch)
+    shard = Shard()
+    whole = shard.closure(slice(None))
     with torch.no_grad():
         shard.weights[0][0] += last
     rt.assert_all_raise(lambda: shard.optimizer.snapshot(whole), "hvd.broadcast_parameters")
     shard = Shard()
+    whole = shard.closure(slice(None))
     shard.optimizer.param_groups[0]["lr"] += last
     rt.assert_all_raise(lambda: shard.optimizer.snapshot(whole), "lr or average differ")
     extra = [torch.nn.Parameter(torch.zeros(3))] if last else []
