@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Union
 
 import numpy as np
 from mnist_data import DataError, load_mnist
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Rows = slice | NDArray[np.int64]
+Rows = Union[slice, NDArray[np.int64]]
 ALL = slice(None)
 NEWTON_STEPS = 30
 

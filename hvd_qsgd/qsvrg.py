@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable
-from typing import Any, Callable, Union
+from typing import Any, Callable
 
 import horovod.torch as hvd
 import torch
@@ -127,7 +127,9 @@ class QSVRG(torch.optim.Optimizer):
         """
         states = [self.state[parameter] for parameter, _ in self._parameters()]
         if not all(states):
-            raise QSGDError("an epoch begins with snapshot(closure), whose closure computes the loss of the whole shard")
+            raise QSGDError(
+                "an epoch begins with snapshot(closure), whose closure computes the loss of the whole shard"
+            )
         weights = [parameter.clone() for parameter, _ in self._parameters()]
         self._set_weights(state["reference"] for state in states)
         try:
@@ -161,7 +163,9 @@ class QSVRG(torch.optim.Optimizer):
         if KEY not in state_dict:
             raise QSGDError(f"this is no state of QSVRG: it has no {KEY!r}; pass what state_dict() returned")
         if (state_dict[KEY] is not None) != hasattr(self.compression, "state_dict"):
-            raise QSGDError("this state is of another kind of compression: make the optimizer with the same compression=")
+            raise QSGDError(
+                "this state is of another kind of compression: make the optimizer with the same compression="
+            )
         super().load_state_dict(copy.deepcopy({name: state_dict[name] for name in state_dict if name != KEY}))
         if state_dict[KEY] is not None:
             self.compression.load_state_dict(state_dict[KEY])
@@ -180,7 +184,7 @@ class QSVRG(torch.optim.Optimizer):
         parts = vector.split([parameter.numel() for parameter in parameters])
         return [part.view(own.shape).to(own.dtype) for part, own in zip(parts, parameters)]
 
-    def _evaluate(self, closure: Closure) -> tuple[Any, Union[Tensor, None]]:
+    def _evaluate(self, closure: Closure) -> tuple[Any, Tensor | None]:
         """What the closure returned, and the gradient as a vector, or None if there is none."""
         parameters = [parameter for parameter, _ in self._parameters()]
         for parameter in parameters:
@@ -191,7 +195,7 @@ class QSVRG(torch.optim.Optimizer):
             return loss, None
         return loss, _vector(torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters)
 
-    def _check(self, before: Union[Tensor, None], gradient: Union[Tensor, None], first: bool) -> None:
+    def _check(self, before: Tensor | None, gradient: Tensor | None, first: bool) -> None:
         """Raise if a closure does not do its part: on all ranks in the first step, where both gradients are equal."""
         mistake = 0
         if before is None or gradient is None:

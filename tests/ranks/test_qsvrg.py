@@ -82,7 +82,7 @@ def test_every_step_is_the_algorithm_s(average: bool, dtype: torch.dtype) -> Non
         for t in range(STEPS):
             step = epoch * STEPS + t
             loss = shard.optimizer.step(shard.closure(rows_of(step)))
-            assert float(loss) > 0
+            assert loss.item() > 0
             v = shard.gradient(x, rows_of(step)) - shard.gradient(y, rows_of(step)) + full
             frame = hvd_qsgd.encode(v, rank=rt.RANK, tensor=tensor_id(name, "#0"), step=step, **how)
             mean = hvd_qsgd.decode_sum(rt.from_all_ranks(frame), 1 / rt.SIZE).astype(x.dtype)
