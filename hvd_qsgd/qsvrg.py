@@ -104,8 +104,8 @@ class QSVRG(torch.optim.Optimizer):
             state = self.state[parameter]
             if group["average"] and state.get("step"):
                 parameter.copy_(state["sum"] / state["step"])
-        loss, gradient = self._evaluate(closure)
-        self._agree(NO_GRADIENTS if gradient is None else 0)
+        loss, gradient, mistake = self._evaluate(closure)
+        self._agree(mistake)
         for (parameter, _), full in zip(self._parameters(), self._split(self._exact_mean(gradient))):
             self.state[parameter] = {
                 "step": 0,  # of the epoch
@@ -133,11 +133,11 @@ class QSVRG(torch.optim.Optimizer):
         weights = [parameter.clone() for parameter, _ in self._parameters()]
         self._set_weights(state["reference"] for state in states)
         try:
-            _, before = self._evaluate(closure)
+            _, before, mistake = self._evaluate(closure)
         finally:
             self._set_weights(weights)
-        loss, gradient = self._evaluate(closure)
-        self._check(before, gradient, first=states[0]["step"] == 0)
+        loss, gradient, another = self._evaluate(closure)
+        self._check(mistake or another, before, gradient, first=states[0]["step"] == 0)
         full = _vector(state["full_gradient"] for state in states)
         mean = hvd.allreduce(
             gradient - before + full, name="qsvrg.step", compression=self.compression, process_set=self._process_set
@@ -181,29 +181,25 @@ class QSVRG(torch.optim.Optimizer):
     def _split(self, vector: Tensor) -> list[Tensor]:
         """The parts of a vector that belong to the parameters, in their shapes and dtypes."""
         parameters = [parameter for parameter, _ in self._parameters()]
-        parts = vector.split([parameter.numel() for parameter in parameters])
+        parts = torch.split(vector, [parameter.numel() for parameter in parameters])
         return [part.view(own.shape).to(own.dtype) for part, own in zip(parts, parameters)]
 
-    def _evaluate(self, closure: Closure) -> tuple[Any, Tensor | None]:
-        """What the closure returned, and the gradient as a vector, or None if there is none."""
+    def _evaluate(self, closure: Closure) -> tuple[Any, Tensor, int]:
+        """What the closure returned, the gradient as a vector, and whether the closure made a mistake."""
         parameters = [parameter for parameter, _ in self._parameters()]
         for parameter in parameters:
             parameter.grad = None
-        with torch.enable_grad():  # type: ignore[no-untyped-call]
+        with torch.enable_grad():
             loss = closure()
-        if all(parameter.grad is None for parameter in parameters):
-            return loss, None
-        return loss, _vector(torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters)
+        found = [parameter.grad for parameter in parameters]
+        dense = (torch.zeros_like(p) if grad is None else grad.to_dense() for p, grad in zip(parameters, found))
+        return loss, _vector(dense), NO_GRADIENTS if all(grad is None for grad in found) else 0
 
-    def _check(self, before: Tensor | None, gradient: Tensor | None, first: bool) -> None:
+    def _check(self, mistake: int, before: Tensor, gradient: Tensor, first: bool) -> None:
         """Raise if a closure does not do its part: on all ranks in the first step, where both gradients are equal."""
-        mistake = 0
-        if before is None or gradient is None:
-            mistake = NO_GRADIENTS
-        elif first and (before - gradient).norm() > ROUNDING * gradient.norm():
-            mistake = TWO_GRADIENTS
         if first:
-            self._agree(mistake)
+            different = bool((before - gradient).norm() > ROUNDING * gradient.norm())
+            self._agree(mistake or different * TWO_GRADIENTS)
         elif mistake:
             raise QSGDError(MISTAKES[mistake])
 
