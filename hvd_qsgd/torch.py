@@ -21,6 +21,7 @@ from hvd_qsgd.compressor import Compressor, Options
 from hvd_qsgd.config import DEFAULT, DEFAULT_MIN_SIZE, BucketSize, Levels, Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method
+from hvd_qsgd.qsvrg import QSVRG as QSVRG
 from hvd_qsgd.residuals import Residuals
 from hvd_qsgd.selection import ParameterNames, Skip, make_skip
 from hvd_qsgd.stats import Stats
