@@ -4,8 +4,7 @@ import argparse
 
 import numpy as np
 import pytest
-from mnist_data import DataError
-from test_examples import write_idx
+from test_examples import mnist_data, write_idx
 
 from experiments import variance_reduction
 from experiments.problems import LogisticRegression, mnist_3_or_8
@@ -57,5 +56,5 @@ def test_the_command(problem, tmp_path, monkeypatch, capsys):
 
 def test_too_few_images(tmp_path):
     write_idx(tmp_path)
-    with pytest.raises(DataError, match="400 images of a 3 or an 8 are needed, and there are"):
+    with pytest.raises(mnist_data.DataError, match="400 images of a 3 or an 8 are needed, and there are"):
         mnist_3_or_8(tmp_path, 400, 0.01)
