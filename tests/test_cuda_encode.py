@@ -79,7 +79,7 @@ def test_every_half_is_read() -> None:
 
 @pytest.mark.parametrize(("sign", "step"), [(1, 382), (-1, 773)])
 def test_codes_are_limited_to_the_levels(sign: int, step: int) -> None:
-    """Of a scale that times its inverse step is rounded to more than s levels, where a random number is almost 1 or 0."""
+    """Of a scale that times its inverse step is more than s levels, where a random number is almost 1 or 0."""
     scale, top = np.float32(1.171875), np.float32(127 * 2**24)
     inverse = top / scale
     assert scale * inverse > top  # docs/wire_format.md, section 5

@@ -10,13 +10,6 @@ constexpr uint32_t kFewFrames =
     16;  // of which each thread has a sum of terms in shared memory; else each warp
 constexpr uint32_t kSharedFrames = 512;  // up to so many
 
-// Blocks of sum_frames that a multiprocessor has registers for: as many as spill none.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-constexpr uint32_t kPlainBlocks = 2;
-#else
-constexpr uint32_t kPlainBlocks = 1;
-#endif
-
 // Terms of the frames' checksums that a block finds.
 class Terms {
   public:
@@ -206,7 +199,7 @@ __device__ __forceinline__ void check_scales(const SumJob& job, Terms& terms) {
 
 // Two kernels, since what is fast needs fewer registers: only the device knows which of them has to work.
 template <bool kPlain>
-__global__ void __launch_bounds__(kThreads, kPlain ? kPlainBlocks : 1) sum_frames(SumJob job) {
+__global__ void __launch_bounds__(kThreads, 1) sum_frames(SumJob job) {
     if (!job.opened()) return;
     if ((job.state->special == 0) != kPlain) return;
     Terms terms(job);
