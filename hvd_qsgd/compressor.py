@@ -13,7 +13,8 @@ from collections.abc import Hashable, Sequence
 from typing import Any, Callable, NamedTuple, TypeVar
 
 from hvd_qsgd import frames, native, wire
-from hvd_qsgd.config import DEFAULT_MIN_SIZE, Quantization, encodable, positive, whole_number
+from hvd_qsgd.checks import encodable, positive, whole_number
+from hvd_qsgd.config import DEFAULT_MIN_SIZE, Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.stats import Stats
 from hvd_qsgd.steps import STEPS, Slot, Steps, Ticket, operation_prefix, tensor_id

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-import numbers
-import operator
 from typing import Any, Union
 
+from hvd_qsgd.checks import positive, whole_number
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.wire import CODECS, DITHERS, NORMS, ONEBIT
 
@@ -171,38 +170,10 @@ class Quantization:
         return max(count, 1) if self.bucket_size is None else self.bucket_size
 
 
-def whole_number(name: str, value: Any, low: int, high: int, also: str = "") -> int:
-    """``value`` as an int in [low, high], or a QSGDError that names the argument."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = low - 1
-    if isinstance(value, bool) or not low <= number <= high:
-        most = f"2^{high.bit_length()} - 1" if high >= 2**32 - 1 and high & (high + 1) == 0 else high
-        raise QSGDError(f"{name}={value!r} is not a whole number from {low} to {most}{also}")
-    return number
-
-
-def encodable(text: str) -> bool:
-    """Whether ``text`` can be sent: not with half of a surrogate pair, as names of files may have."""
-    return text == text.encode("utf-8", "ignore").decode()
-
-
 def _check_given_once(**quality: Any) -> None:
     given = [f"{name}={value!r}" for name, value in quality.items() if value is not None]
     if len(given) > 1:
         raise QSGDError(f"{' and '.join(given)} each say how fine the rounding is: give one of them")
-
-
-def positive(name: str, value: Any, example: float) -> float:
-    """``value`` as a float that is positive and finite, or a QSGDError that names the argument."""
-    try:
-        number = 0.0 if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
-    except OverflowError:  # of a whole number beyond float64
-        number = math.inf
-    if not 0 < number < math.inf:
-        raise QSGDError(f"{name}={value!r} is not a positive number, such as {example}")
-    return number
 
 
 def most_levels(codec: str) -> int:

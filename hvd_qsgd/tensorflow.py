@@ -21,6 +21,7 @@ except ImportError as _error:
     ) from _error
 
 from hvd_qsgd import frames, native, presets, residuals, tensorflow_ops, wire
+from hvd_qsgd.checks import whole_number
 from hvd_qsgd.compressor import STATE_VERSION, Options, read_state
 from hvd_qsgd.config import (
     AUTO,
@@ -31,7 +32,6 @@ from hvd_qsgd.config import (
     Levels,
     Quantization,
     most_levels,
-    whole_number,
 )
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method

@@ -10,7 +10,8 @@ import pytest
 
 from hvd_qsgd import QSGDError, native
 from hvd_qsgd.compressor import Options
-from hvd_qsgd.config import Quantization, whole_number
+from hvd_qsgd.checks import whole_number
+from hvd_qsgd.config import Quantization
 
 DEFAULT = Quantization(levels=7, bucket_size=512, norm="max", codec="packed")
 
