@@ -54,7 +54,8 @@ class Progress:
             square is the sum over the tensors of the mean over the ranks of ||v||^2.
         trend: a moving average of that.
         carry: the width that was wanted in the last step, less the one that whole numbers of levels allowed.
-        squared_norms: of each tensor, by name, when it was last positive and finite; kept if levels differ by tensor.
+        tensors: elements of each tensor, by name, and its squared norm when that was last positive and finite; kept if
+            levels differ by tensor.
     """
 
     step: int = 0
@@ -65,7 +66,7 @@ class Progress:
     norm: float | None = None
     trend: float | None = None
     carry: float = 0.0
-    squared_norms: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    tensors: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
 
     def after(self, arrivals: Mapping[str, Arrival], wanted: float | None, by_tensor: bool) -> Progress:
         """After a step in which these tensors, by name, arrived, with codes of ``wanted`` width on average."""
@@ -76,9 +77,9 @@ class Progress:
         bits = sum(arrival.bits for arrival in each)
         width = mean_width(each)
         norm = _log_norm(each)
-        known = self.squared_norms
-        if by_tensor:
-            known = {**known, **{name: a.squared_norm for name, a in arrivals.items() if _is_norm(a.squared_norm)}}
+        new = {
+            name: (a.count, a.squared_norm) for name, a in arrivals.items() if by_tensor and _is_norm(a.squared_norm)
+        }
         return Progress(
             step=self.step + 1,
             bits=self.bits + bits,
@@ -88,7 +89,7 @@ class Progress:
             norm=self.norm if norm is None else norm,
             trend=_average(self.trend, norm),
             carry=0.0 if wanted is None else min(max(wanted - width, -1.0), 1.0),
-            squared_norms=known,
+            tensors={**self.tensors, **new},
         )
 
 
@@ -105,7 +106,7 @@ def read(state: Mapping[str, Any]) -> Progress:
         QSGDError: it is none.
     """
     try:
-        known = {str(name): _number(name, value) for name, value in state["squared_norms"].items()}
+        tensors = {str(name): _tensor(name, *value) for name, value in state["tensors"].items()}
         counts = {name: whole_number(name, state[name], 0, 2**63) for name in _COUNTS}
         numbers = {name: None if state[name] is None else _number(name, state[name]) for name in _NUMBERS}
         carry = _number("carry", state["carry"])
@@ -113,7 +114,7 @@ def read(state: Mapping[str, Any]) -> Progress:
         raise
     except Exception as error:  # of whatever was passed
         raise QSGDError(f"this is no progress of a schedule: {error!r}; pass what state_dict() returned") from error
-    return Progress(**counts, **numbers, carry=carry, squared_norms=known)
+    return Progress(**counts, **numbers, carry=carry, tensors=tensors)
 
 
 _COUNTS = ("step", "bits", "coordinates", "coordinates_a_step")
@@ -123,8 +124,14 @@ _NUMBERS = ("overhead", "norm", "trend")
 def _number(name: str, value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise QSGDError(f"{name}={value!r} in the progress of a schedule is not finite: pass what state_dict() returned")
+        raise QSGDError(
+            f"{name}={value!r} in the progress of a schedule is not finite: pass what state_dict() returned"
+        )
     return number
+
+
+def _tensor(name: Any, count: Any, squared_norm: Any) -> tuple[int, float]:
+    return whole_number(f"elements of {name!r}", count, 1, 2**63), _number(f"squared norm of {name!r}", squared_norm)
 
 
 def _log_norm(arrivals: Iterable[Arrival]) -> float | None:

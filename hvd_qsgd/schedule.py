@@ -29,6 +29,7 @@ class Schedule:
 
     needs_frames: ClassVar[bool] = False  # whether it goes by the norms and sizes of the steps before
     counts_bits: ClassVar[bool] = False  # whether it goes by the sizes, which then must not depend on older ones
+    by_tensor: ClassVar[bool] = False  # whether levels differ by tensor
 
     def check(self, codec: str, most_levels: int) -> None:
         """Raise a QSGDError if the codec, which has so many levels, cannot do what is asked for."""
@@ -162,7 +163,13 @@ class Budget(Schedule):
         if self.floor is not None and positive("floor", self.floor, average / 2) > average:
             raise QSGDError(f"floor={self.floor!r} is more than bits_per_coordinate={self.bits_per_coordinate!r}")
         if not isinstance(self.allocation, str) or self.allocation not in ALLOCATIONS:
-            raise QSGDError(f"allocation={self.allocation!r} is unknown: use one of {', '.join(map(repr, ALLOCATIONS))}")
+            raise QSGDError(
+                f"allocation={self.allocation!r} is unknown: use one of {', '.join(map(repr, ALLOCATIONS))}"
+            )
+
+    @property
+    def by_tensor(self) -> bool:  # type: ignore[override]
+        return self.allocation == "tensor"
 
     def check(self, codec: str, most_levels: int) -> None:
         if codec == "packed" and self.bits_per_coordinate < 2:
@@ -180,17 +187,34 @@ class Budget(Schedule):
         left = (self.bits_per_coordinate - overhead) * (after + 1) + self._saved(past) - past.carry
 
         def planned(theta: float) -> float:
-            return _clip(theta + now, low, most) + clipped_sum(theta + later, slope, after, low, most)
+            return clip(theta + now, low, most) + clipped_sum(theta + later, slope, after, low, most)
 
         first = low - max(now, later)
         last = most - min(now, later + slope * max(after - 1, 0))
-        return _clip(solve(planned, left, first, last) + now, low, most) + past.carry
+        return clip(solve(planned, left, first, last) + now, low, most) + past.carry
 
     def _saved(self, past: Progress) -> float:
         """Bits of the steps so far that were not spent, for each element of a step."""
         if not past.coordinates_a_step:
             return 0.0
         return (self.bits_per_coordinate * past.coordinates - past.bits) / past.coordinates_a_step
+
+
+KINDS: dict[str, type[Schedule]] = {kind.__name__: kind for kind in (Constant, Piecewise, DQSGD, Budget)}
+
+
+def saved(schedule: Schedule) -> dict[str, Any]:
+    """The schedule's kind and arguments, as plain values."""
+    return {"kind": type(schedule).__name__, **dataclasses.asdict(schedule)}
+
+
+def restored(state: dict[str, Any]) -> Schedule:
+    """The schedule that ``saved`` was given; raises a QSGDError if there is none of that kind or with such arguments."""
+    arguments = dict(state)
+    kind = KINDS.get(str(arguments.pop("kind", None)))
+    if kind is None or set(arguments) != {field.name for field in dataclasses.fields(kind)}:
+        raise QSGDError(f"{state!r} is no saved schedule: pass what state_dict() returned")
+    return kind(**arguments)
 
 
 def solve(function: Any, value: float, low: float, high: float) -> float:
@@ -207,14 +231,15 @@ def solve(function: Any, value: float, low: float, high: float) -> float:
 def clipped_sum(start: float, slope: float, terms: int, low: float, high: float) -> float:
     """Σ over k = 0 … terms - 1 of start + k·slope, limited to [low, high]; slope <= 0."""
     if slope == 0 or terms == 0:
-        return terms * _clip(start, low, high)
-    above = int(_clip(math.ceil((start - high) / -slope), 0, terms))  # terms that are cut down to high
-    below = int(_clip(math.ceil((start - low) / -slope), above, terms))  # the first that is raised to low
+        return terms * clip(start, low, high)
+    above = int(clip(math.ceil((start - high) / -slope), 0, terms))  # terms that are cut down to high
+    below = int(clip(math.ceil((start - low) / -slope), above, terms))  # the first that is raised to low
     between = below - above
     return above * high + between * (start + slope * (above + below - 1) / 2) + (terms - below) * low
 
 
-def _clip(value: float, low: float, high: float) -> float:
+def clip(value: float, low: float, high: float) -> float:
+    """``value`` limited to [low, high]."""
     return min(max(value, low), high)
 
 
@@ -234,7 +259,9 @@ def _pieces(name: str, values: Any) -> tuple[tuple[int, int], ...]:
     try:
         pairs = [(step, value) for step, value in (values.items() if isinstance(values, Mapping) else values)]
     except (TypeError, ValueError):
-        raise QSGDError(f"{name}={values!r} does not say what holds from which step on: use {{0: 2, 1000: 4}}") from None
+        raise QSGDError(
+            f"{name}={values!r} does not say what holds from which step on: use {{0: 2, 1000: 4}}"
+        ) from None
     checked = {whole_number(f"step in {name}", step, 0, MOST_STEPS): value for step, value in pairs}
     if 0 not in checked:
         raise QSGDError(f"{name}={values!r} does not say what holds from step 0 on")
