@@ -87,6 +87,10 @@ class Compressor:
         self._controller = None if quantization.schedule is None else Controller(quantization)
 
     @property
+    def _reads_frames(self) -> bool:
+        return self._controller is not None and self._controller.schedule.needs_frames
+
+    @property
     def levels(self) -> Levels:
         """Of the next gradient; None if they differ by tensor."""
         return self.quantization.levels if self._controller is None else self._controller.levels
@@ -154,12 +158,14 @@ class Compressor:
             rank=self._ranks.rank,
             tensor=tensor_id(self.options.name or "", name),
             step=self.steps.step,
-            squared_norm=self._controller is not None and self._controller.schedule.needs_frames,
         )
         return Slot(name, f"{self._prefix}.{name}", dtype, spec, self._ranks.size)
 
     def _requantize(self, slot: Slot, quantization: Quantization) -> None:
         frames.set_quantization(slot.spec, quantization)
+        slot.spec.flags &= ~wire.SQUARED_NORM
+        if self._reads_frames:
+            slot.spec.flags |= wire.SQUARED_NORM
         slot.most_bytes = native.frame_bytes(slot.spec)
         slot.quantization = quantization
 
@@ -234,7 +240,7 @@ class Compressor:
         start = time.perf_counter()
         slot = ticket.slot
         frames.decode_sum(address, size, slot.size, slot.expected, factor, out, slot)
-        if self._controller is not None and self._controller.schedule.needs_frames:
+        if self._controller is not None and self._reads_frames:
             self._controller.arrived(slot.name, controller.read_arrival(address, slot.size, slot.spec.levels))
         self.stats.bytes_received += size - slot.history.frame_bytes
         self.stats.seconds_decode += time.perf_counter() - start
@@ -254,8 +260,6 @@ class Compressor:
         if self._controller is not None and quantization.schedule is self.quantization.schedule:
             self._end_step_if_over()
             past = self._controller.past
-        else:
-            self._slots.clear()  # whose frames may not say what the schedule asks
         self.quantization = quantization
         self._controller = None if quantization.schedule is None else Controller(quantization, past)
 

@@ -42,8 +42,8 @@ class Quantization:
     """How values become codes: what a frame's header says of it, or what decides that.
 
     Attributes:
-        levels: s; a code is an integer in [-s, s]. None: as many as ``variance`` or ``schedule`` asks for. ``"sqrt"``: √n, n being the
-            elements of a bucket (QSGD, theorem 3.3), or the most that the codec has.
+        levels: s; a code is an integer in [-s, s]. None: as many as ``variance`` or ``schedule`` asks for.
+            ``"sqrt"``: √n, n being the elements of a bucket (QSGD, theorem 3.3), or the most that the codec has.
         bucket_size: elements that share one scale; ``None``: one scale for the whole tensor.
         norm: ``"max"`` or ``"l2"``, what the scale is (QSGD, Alistarh et al. 2017, section 4 and section 3.1);
             ``"none"`` with codec ``"onebit"``.

@@ -14,8 +14,8 @@ from hvd_qsgd.progress import Arrival, Progress, levels_of, width_of
 
 KEY = "schedule"  # of a compressor's state
 LEAST_WIDTH = width_of(1)
-# Before there is a frame, gradients are taken to be normal values: rounded to multiples of a distance, their entropy is
-# log2(√(2πe)·σ / distance) bits; the largest of 512 is 3.2 σ.
+# Before there is a frame, gradients are taken to be normal values. Rounded to multiples of their standard deviation
+# they have an entropy of log2(√(2πe)) bits; the largest of 512 is 3.2 standard deviations.
 NORMAL_BITS = math.log2(2 * math.pi * math.e) / 2
 LARGEST_NORMAL = 3.2
 

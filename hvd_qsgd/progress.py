@@ -13,28 +13,29 @@ from hvd_qsgd.errors import QSGDError
 TREND_GAIN = 0.1  # what a new norm counts in the trend
 
 
-def width_of(levels: int) -> float:
+def width_of(levels: float) -> float:
     """Bits that codes in [-levels, levels] are counted as: 2, 3, 4 for 1, 3, 7 levels, and fractions between."""
     return math.log2(1 + levels) + 1
 
 
 def levels_of(width: float) -> int:
     """The levels whose width is nearest to ``width``; at least one."""
-    return max(1, round(2.0 ** (width - 1) - 1))
+    levels: float = 2.0 ** (width - 1) - 1
+    return max(1, round(levels))
 
 
 class Arrival(NamedTuple):
     """What the frames of one tensor in one step say.
 
     Attributes:
-        count: elements of the tensor.
+        elements: of the tensor.
         levels: that all ranks were to use.
         squared_norm: mean over the ranks of ||v||^2, added up in rank order; NaN if one of them was not finite.
         bits: of all ranks' frames.
         ranks: how many frames.
     """
 
-    count: int
+    elements: int
     levels: int
     squared_norm: float
     bits: int
@@ -71,14 +72,14 @@ class Progress:
     def after(self, arrivals: Mapping[str, Arrival], wanted: float | None, by_tensor: bool) -> Progress:
         """After a step in which these tensors, by name, arrived, with codes of ``wanted`` width on average."""
         each = [arrivals[name] for name in sorted(arrivals)]  # in the same order on all ranks
-        coordinates = sum(arrival.count * arrival.ranks for arrival in each)
+        coordinates = sum(arrival.elements * arrival.ranks for arrival in each)
         if not coordinates:  # the step was given up, or nothing was compressed
             return dataclasses.replace(self, step=self.step + 1)
         bits = sum(arrival.bits for arrival in each)
         width = mean_width(each)
         norm = _log_norm(each)
         new = {
-            name: (a.count, a.squared_norm) for name, a in arrivals.items() if by_tensor and _is_norm(a.squared_norm)
+            name: (a.elements, a.squared_norm) for name, a in arrivals.items() if by_tensor and _is_norm(a.squared_norm)
         }
         return Progress(
             step=self.step + 1,
@@ -96,7 +97,7 @@ class Progress:
 def mean_width(arrivals: Iterable[Arrival]) -> float:
     """Of the codes of all elements."""
     each = list(arrivals)
-    return math.fsum(a.count * width_of(a.levels) for a in each) / sum(a.count for a in each)
+    return math.fsum(a.elements * width_of(a.levels) for a in each) / sum(a.elements for a in each)
 
 
 def read(state: Mapping[str, Any]) -> Progress:
@@ -114,7 +115,8 @@ def read(state: Mapping[str, Any]) -> Progress:
         raise
     except Exception as error:  # of whatever was passed
         raise QSGDError(f"this is no progress of a schedule: {error!r}; pass what state_dict() returned") from error
-    return Progress(**counts, **numbers, carry=carry, tensors=tensors)
+    fields: dict[str, Any] = {**counts, **numbers}
+    return Progress(**fields, carry=carry, tensors=tensors)
 
 
 _COUNTS = ("step", "bits", "coordinates", "coordinates_a_step")

@@ -99,14 +99,14 @@ class Piecewise(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class DQSGD(Schedule):
-    """s_t = k·α^((T-t)/2)·‖g_t‖ levels in step t = 0 … T - 1, and k·‖g_t‖ from then on; at least one.
+    """s_t = k·alpha^((T-t)/2)·‖g_t‖ levels in step t = 0 … T - 1, and k·‖g_t‖ from then on; at least one.
 
     The allocation of DQSGD (dynamic quantization), which needs the fewest bits for a final error on strongly convex
     functions. ‖g‖ is that of the step before; its square is the mean over the ranks. The first step has 7 levels.
 
     Args:
         k: levels for a gradient of norm 1 in the last step.
-        alpha: α, by which a step of SGD contracts the error: 0 < alpha <= 1.
+        alpha: by which a step of SGD contracts the error: 0 < alpha <= 1.
         steps: T, of the whole run.
     """
 
@@ -133,15 +133,15 @@ class DQSGD(Schedule):
 class Budget(Schedule):
     """So many bits a coordinate on average over the run, more of them where they count more.
 
-    As with DQSGD, the logarithm of the levels in step t is θ + (T-1-t)/2·log2 α + log2 ‖g_t‖. Each step solves for the θ
-    that spends what is left of the budget in the steps that are left, if the norms stay what they are on average.
-    Counted is what frames really have: codes, scales, headers and padding, on average over the ranks. After the last step
-    it goes on with the same average.
+    As with DQSGD, the logarithm of the levels in step t is θ + (T-1-t)/2·log2(alpha) + log2(‖g_t‖). Each step solves
+    for the θ that spends what is left of the budget in the steps that are left, if the norms stay what they are on
+    average. Counted is what frames really have: codes, scales, headers and padding, on average over the ranks. After
+    the last step it goes on with the same average.
 
     Args:
         bits_per_coordinate: the average. What one level takes at least is spent anyway, and no more than the codec has.
         steps: T, of the whole run.
-        alpha: α of DQSGD, 0 < alpha <= 1. 1: early steps count as much as late ones.
+        alpha: as for DQSGD, 0 < alpha <= 1. 1: early steps count as much as late ones.
         floor: bits a coordinate that every step gets. Default: half of the average.
         allocation: "equal": one number of levels for all tensors, or "tensor": the same distance between neighbouring
             levels in all tensors (reverse water-filling), so that those with larger values have more levels.
@@ -174,8 +174,8 @@ class Budget(Schedule):
     def check(self, codec: str, most_levels: int) -> None:
         if codec == "packed" and self.bits_per_coordinate < 2:
             raise QSGDError(
-                f"bits_per_coordinate={self.bits_per_coordinate!r} is less than the 2 bits of codec='packed': raise it, "
-                "or use codec='rans'"
+                f"bits_per_coordinate={self.bits_per_coordinate!r} is less than the 2 bits of codec='packed': raise "
+                "it, or use codec='rans'"
             )
 
     def width(self, past: Progress, overhead: float, least: float, most: float) -> float:
@@ -209,7 +209,7 @@ def saved(schedule: Schedule) -> dict[str, Any]:
 
 
 def restored(state: dict[str, Any]) -> Schedule:
-    """The schedule that ``saved`` was given; raises a QSGDError if there is none of that kind or with such arguments."""
+    """The schedule that ``saved`` was given; raises a QSGDError if there is no such one."""
     arguments = dict(state)
     kind = KINDS.get(str(arguments.pop("kind", None)))
     if kind is None or set(arguments) != {field.name for field in dataclasses.fields(kind)}:

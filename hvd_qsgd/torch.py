@@ -157,7 +157,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
 
     @property
     def levels(self) -> Levels:
-        """Levels on either side of zero, as of the next gradient, or "sqrt"; None with ``variance``, or if they differ."""
+        """Levels on either side of zero, as of the next gradient, or "sqrt"; None if they differ by tensor."""
         return self._core.levels
 
     def __repr__(self) -> str:
