@@ -199,10 +199,12 @@ class Compressor:
         """A frame whose length the kernels find."""
         if self._scratch is None or self._scratch[2] < slot.most_bytes:
             self._scratch = (*allocate(slot.most_bytes), slot.most_bytes)
-        _, scratch, room = self._scratch
+        scratch = self._scratch[1]
         if self._controller is not None and self._controller.schedule.counts_bits:
             slot.history = native.History()  # a run that is continued must count the same bits
-        size = native.encode_next(slot.spec, slot.quantization.variance, slot.history, gradient, scratch, room)
+        size = native.encode_next(
+            slot.spec, slot.quantization.variance, slot.history, gradient, scratch, slot.most_bytes
+        )
         buffer, address = allocate(size)
         ctypes.memmove(address, scratch, size)
         return buffer

@@ -73,7 +73,12 @@ class Controller:
     def _tensor_width(self, name: str, count: int) -> float:
         if self._wanted is None:
             return self._width(self._first_overhead(count))
-        return self._scales[name] + self._offset if name in self._scales else self._wanted
+        return self._scaled_width(name, self._offset) if name in self._scales else self._wanted
+
+    def _scaled_width(self, name: str, offset: float) -> float:
+        """Of levels that are in proportion to the tensor's scale."""
+        most = math.log2(most_levels(self._quantization.codec))
+        return width_of(2.0 ** schedule.clip(self._scales[name] + offset, 0.0, most))
 
     def _width(self, overhead: float) -> float:
         return self.schedule.width(self.past, overhead, LEAST_WIDTH, self._most)
@@ -87,12 +92,11 @@ class Controller:
         sizes = {name: self.past.tensors[name][0] for name in sorted(self._scales)}
 
         def mean(offset: float) -> float:
-            widths = (size * schedule.clip(self._scales[name] + offset, LEAST_WIDTH, self._most)
-                      for name, size in sizes.items())  # fmt: skip
-            return math.fsum(widths) / sum(sizes.values())
+            total = math.fsum(size * self._scaled_width(name, offset) for name, size in sizes.items())
+            return total / sum(sizes.values())
 
         low, high = min(self._scales.values()), max(self._scales.values())
-        return schedule.solve(mean, wanted, LEAST_WIDTH - high, self._most - low)
+        return schedule.solve(mean, wanted, -high, self._most - low)
 
     def _log_scale(self, count: int, squared_norm: float) -> float:
         """log2 of a bucket's scale, about, but for what is the same for all tensors."""
