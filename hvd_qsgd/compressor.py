@@ -174,15 +174,17 @@ class Compressor:
 
         If it cannot be made, the buffer holds an error frame, so that all ranks learn of it.
         """
+        return self.encode_by(lambda slot: self._encode(slot, gradient, allocate), ticket, allocate)
+
+    def encode_by(
+        self, make: Callable[[Slot], Buffer], ticket: Ticket, allocate: Callable[[int], tuple[Buffer, int]]
+    ) -> Buffer:
+        """``encode``, with the frame that ``make`` returns once it has told its length to the slot's history."""
         start = time.perf_counter()
-        slot = ticket.slot
+        slot: Slot = ticket.slot
         last = slot.history.frame_bytes
         try:
-            if slot.quantization.fixed_length:
-                buffer, address = allocate(slot.most_bytes)
-                slot.history.frame_bytes = native.encode(slot.spec, gradient, address, slot.most_bytes)
-            else:
-                buffer = self._encode_next(slot, gradient, allocate)
+            buffer = make(slot)
             ticket.encoded = True
         except Exception as error:  # whatever it is: without a frame of this rank the others would wait for ever
             return self.refuse(ticket, error, allocate)
@@ -193,6 +195,13 @@ class Compressor:
         stats.bytes_sent += slot.history.frame_bytes
         stats.frames_resized += last not in (0, slot.history.frame_bytes)
         stats.seconds_encode += time.perf_counter() - start
+        return buffer
+
+    def _encode(self, slot: Slot, gradient: int, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
+        if not slot.quantization.fixed_length:
+            return self._encode_next(slot, gradient, allocate)
+        buffer, address = allocate(slot.most_bytes)
+        slot.history.frame_bytes = native.encode(slot.spec, gradient, address, slot.most_bytes)
         return buffer
 
     def _encode_next(self, slot: Slot, gradient: int, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
@@ -240,10 +249,14 @@ class Compressor:
     def decode(self, ticket: Ticket, address: int, size: int, factor: float, out: int) -> None:
         """Write the sum of all ranks' frames, ``size`` bytes at ``address``, times ``factor`` to ``out``."""
         start = time.perf_counter()
-        slot = ticket.slot
+        slot: Slot = ticket.slot
         frames.decode_sum(address, size, slot.size, slot.expected, factor, out, slot)
         if self._controller is not None and self._reads_frames:
             self._controller.arrived(slot.name, controller.read_arrival(address, slot.size, slot.spec.levels))
+        self.decoded(slot, size, start)
+
+    def decoded(self, slot: Slot, size: int, start: float) -> None:
+        """Count the decoding, begun at ``start``, of all ranks' frames, which are ``size`` bytes long."""
         self.stats.bytes_received += size - slot.history.frame_bytes
         self.stats.seconds_decode += time.perf_counter() - start
 

@@ -10,9 +10,10 @@ from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_uint32, c_uint6
 from typing import Any
 
 from hvd_qsgd.errors import QSGDError
-from hvd_qsgd.native import Expectation, Spec, declared
+from hvd_qsgd.native import OK, Expectation, Spec, declared, status_text
 
 LIBRARY_VARIABLE = "HVD_QSGD_CUDA_LIBRARY"
+CUDA_ERROR = 4  # of kernels/qsgd.h
 
 
 class Draw(ctypes.Structure):
@@ -41,7 +42,12 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "qsgd_cuda_encode": (
         c_int, POINTER(Spec), c_void_p, c_void_p, c_uint64, c_void_p, c_void_p, c_uint64, c_void_p
     ),
+    "qsgd_cuda_encode_begin": (
+        c_int, POINTER(Spec), c_void_p, c_void_p, c_void_p, c_uint64, c_void_p, c_void_p
+    ),
+    "qsgd_cuda_encode_end": (c_int, POINTER(Spec), c_void_p, c_uint64, c_void_p, c_uint64, c_void_p),
     "qsgd_cuda_decode_scratch": (c_int, c_uint32, POINTER(c_uint64)),
+    "qsgd_cuda_decode_scratch_variable": (c_int, c_uint64, c_uint32, POINTER(c_uint64)),
     "qsgd_cuda_decode_sum": (
         c_int, c_void_p, c_uint64, c_uint32, POINTER(Expectation), c_float, POINTER(Late), c_void_p, c_void_p,
         c_void_p, c_uint64, c_void_p
@@ -60,3 +66,55 @@ def library() -> ctypes.CDLL:
             f"the CUDA kernels cannot be loaded ({error}); build them with `make cuda`, which needs nvcc"
         ) from error
     return declared(loaded, path, SIGNATURES, "qsgd_cuda_abi_version", "make cuda")
+
+
+def encode_scratch(spec: Spec) -> int:
+    """How many bytes of scratch memory ``encode`` needs for ``spec``."""
+    return _size(library().qsgd_cuda_encode_scratch, spec)
+
+
+def encode(spec: Spec, gradient: int, frame: int, capacity: int, scratch: tuple[int, int], stream: int) -> None:
+    """Encode ``spec.count`` elements at address ``gradient`` into at most ``capacity`` bytes at ``frame``.
+
+    All addresses are of the current device's memory, ``scratch`` is an address and as many bytes as there are. On
+    return the work is on ``stream``, not yet done. Raises ``QSGDError`` if it cannot be put there.
+    """
+    address, room = scratch
+    _raise_unless_ok(library().qsgd_cuda_encode(spec, gradient, frame, capacity, None, address, room, stream))
+
+
+def decode_scratch(frame_count: int) -> int:
+    """How many bytes of scratch memory ``decode_sum`` needs for so many frames."""
+    return _size(library().qsgd_cuda_decode_scratch, frame_count)
+
+
+def decode_sum(
+    frames: tuple[int, int],
+    count: int,
+    expected: Expectation,
+    factor: float,
+    out: int,
+    verdict: int,
+    scratch: tuple[int, int],
+    stream: int,
+) -> None:
+    """Write ``factor`` times the sum of ``count`` frames to ``out``, and a ``Verdict`` to ``verdict``.
+
+    ``frames`` and ``scratch`` are an address and as many bytes as there are. On return the work is on ``stream``, not
+    yet done; the sum will be all NaN unless the verdict's status is OK. Raises ``QSGDError`` if it cannot be put there.
+    """
+    status = library().qsgd_cuda_decode_sum(*frames, count, expected, factor, None, out, verdict, *scratch, stream)
+    _raise_unless_ok(status)
+
+
+def _size(ask: Any, of: Any) -> int:
+    size = c_uint64()
+    _raise_unless_ok(ask(of, size))
+    return size.value
+
+
+def _raise_unless_ok(status: int) -> None:
+    if status == CUDA_ERROR:
+        raise QSGDError(f"{status_text(status)}: {library().qsgd_cuda_error().decode()}")
+    if status != OK:
+        raise QSGDError(f"the CUDA kernel refused: {status_text(status)}")

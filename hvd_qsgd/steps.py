@@ -20,8 +20,8 @@ class Slot:
     """What stays the same about one tensor from step to step, and must be the same on all ranks."""
 
     __slots__ = (
-        "accepted", "dtype", "expected", "history", "last_step", "most_bytes", "name", "operation", "quantization",
-        "signature", "size", "spec", "tokens",
+        "accepted", "buffers", "dtype", "expected", "history", "last_step", "most_bytes", "name", "operation",
+        "quantization", "signature", "size", "spec", "tokens",
     )  # fmt: skip
 
     def __init__(self, name: str, operation: str, dtype: str, spec: native.Spec, size: int) -> None:
@@ -33,6 +33,7 @@ class Slot:
         self.size = size  # ranks that send a frame
         self.signature = native.signature(operation, spec.tensor, spec.count, spec.dtype)
         self.tokens: Any = None  # the frontend's tensors for them
+        self.buffers: Any = None  # the frontend's, on a GPU
         self.accepted: tuple[bytes, float] | None = None  # a reduced token that was found right, and its factor
         self.quantization: Any = None  # that most_bytes is for
         self.most_bytes = 0  # of a frame
@@ -51,18 +52,18 @@ class Slot:
 class Ticket:
     """One tensor on its way, from ``compress`` to ``decompress``."""
 
-    __slots__ = ("_serial", "_steps", "encoded", "slot")
+    __slots__ = ("_steps", "encoded", "serial", "slot")
 
     def __init__(self, slot: Any, steps: Steps) -> None:
         self.slot = slot
         self.encoded = False  # or could not be
         self._steps = steps
-        self._serial = steps.next_serial()
-        steps.on_their_way[slot] = self._serial
+        self.serial = steps.next_serial()
+        steps.on_their_way[slot] = self.serial
 
     def close(self) -> bool:
         """The tensor has arrived. False if it had before, or was given up."""
-        if self._steps.on_their_way.get(self.slot) != self._serial:
+        if self._steps.on_their_way.get(self.slot) != self.serial:
             return False
         del self._steps.on_their_way[self.slot]
         return True

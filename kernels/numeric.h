@@ -45,6 +45,15 @@ QSGD_HD uint32_t bits_from_float(float value) {
     return bits;
 }
 
+// Of x >= 1.
+QSGD_HD int leading_zeros(uint64_t x) {
+#ifdef __CUDA_ARCH__
+    return __clzll(static_cast<long long>(x));
+#else
+    return __builtin_clzll(x);
+#endif
+}
+
 QSGD_HD bool is_finite(float value) { return (bits_from_float(value) & kInfBits) != kInfBits; }
 QSGD_HD bool is_finite(double value) { return value - value == 0; }
 

@@ -33,7 +33,7 @@ QSGD_API uint32_t qsgd_cuda_abi_version(void);
 /* What this thread's last QSGD_CUDA_ERROR was, in CUDA's words. */
 QSGD_API const char* qsgd_cuda_error(void);
 
-/* How many bytes of scratch memory qsgd_cuda_encode needs for *spec. */
+/* How many bytes of scratch memory encoding needs for *spec. */
 QSGD_API int qsgd_cuda_encode_scratch(const qsgd_spec* spec, uint64_t* bytes);
 
 /* qsgd_encode, on the device. The frame's length is what qsgd_frame_bytes says. If `draw` is not null, it is
@@ -42,8 +42,25 @@ QSGD_API int qsgd_cuda_encode_scratch(const qsgd_spec* spec, uint64_t* bytes);
 QSGD_API int qsgd_cuda_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
                               const qsgd_draw* draw, void* scratch, uint64_t scratch_bytes, void* stream);
 
-/* How many bytes of scratch memory qsgd_cuda_decode_sum needs for so many frames. */
+/* A frame whose length only its encoder finds, in two steps: codec rans only. First everything but the frame,
+ * in scratch memory, and the frame's length, in memory of the device: where several tensors' lengths lie side
+ * by side, the host needs one copy to know them all. `draw` as above. */
+QSGD_API int qsgd_cuda_encode_begin(const qsgd_spec* spec, const void* gradient, const qsgd_draw* draw,
+                                    void* scratch, uint64_t scratch_bytes, uint64_t* frame_bytes,
+                                    void* stream);
+
+/* Then the frame, from the same *spec and the scratch memory as it was left. `frame_bytes` is the length that
+ * was found, or more for padding, a multiple of 16. A frame that is given less is cut off there: whoever
+ * decodes it refuses it. */
+QSGD_API int qsgd_cuda_encode_end(const qsgd_spec* spec, void* frame, uint64_t frame_bytes, void* scratch,
+                                  uint64_t scratch_bytes, void* stream);
+
+/* How many bytes of scratch memory qsgd_cuda_decode_sum needs for so many frames of codecs packed and
+ * ternary. */
 QSGD_API int qsgd_cuda_decode_scratch(uint32_t frame_count, uint64_t* bytes);
+
+/* The same if some of them may be of codec rans: for frames of `count` elements. */
+QSGD_API int qsgd_cuda_decode_scratch_variable(uint64_t count, uint32_t frame_count, uint64_t* bytes);
 
 /* What multiplies a sum, and which step its frames must be of, where the host does not know that. */
 typedef struct {
@@ -53,7 +70,8 @@ typedef struct {
 
 /* qsgd_decode_sum, on the device, which makes all checks. *verdict tells how it ended; the sum is all NaN
  * unless that is QSGD_OK. Nothing of `out` can be relied on before. `late` may be null. A frame of another
- * codec than packed and ternary is refused (QSGD_BAD_CODEC). */
+ * codec than packed and ternary is refused (QSGD_BAD_CODEC), but rans is not where the scratch memory is as
+ * much as qsgd_cuda_decode_scratch_variable says. */
 QSGD_API int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
                                   const qsgd_expectation* expected, float factor, const qsgd_late* late,
                                   void* out, qsgd_verdict* verdict, void* scratch, uint64_t scratch_bytes,

@@ -17,6 +17,8 @@ constexpr uint64_t kRansHead = 8;         // bytes before the tables
 constexpr uint64_t kRansStreams = 4;      // of a stretch, or one if it has
 constexpr uint64_t kRansFewUnits = 128;   // fewer units than this
 constexpr uint64_t kRansStateBytes = 64;  // of a stream, after its words
+constexpr uint64_t kRansMostTable = 4 + 2 * kRansTop;
+constexpr uint64_t kRansMostUnit = 4 * kUnit;  // bytes: a code takes 26 bits at most, and words are whole
 
 enum RansMode : uint8_t { kOneClass = 0, kUnitClasses = 1, kColumnClasses = 2 };
 
@@ -35,6 +37,9 @@ QSGD_HD uint32_t rans_frequency(const RansTable& t, uint32_t symbol) {
     if (symbol == kRansEscape) return t.escape;
     return t.frequency[symbol < kRansEscape ? symbol : kRansSymbols - symbol];
 }
+
+// A code's number, which its symbol stands for.
+QSGD_HD int32_t rans_number(int32_t code, uint32_t shift) { return (code + (1 << shift >> 1)) >> shift; }
 
 // The class of an element from its unit's and its column's byte.
 QSGD_HD uint32_t rans_class(uint32_t unit, uint32_t column, uint32_t classes) {
@@ -58,6 +63,21 @@ QSGD_HD uint64_t rans_all_streams(uint64_t count) {
     if (count == 0) return 0;
     const uint64_t last = stretches_of(count) - 1;
     return kRansStreams * last + rans_streams(units_of_stretch(count, last));
+}
+
+// Bytes of a payload before the streams' lengths.
+QSGD_HD uint64_t rans_head_bytes(RansMode mode, uint64_t table_bytes, uint64_t count, uint64_t columns) {
+    const uint64_t units = mode == kOneClass ? 0 : ceil_div(ceil_div(count, kUnit), 2);
+    return kRansHead + table_bytes + units + (mode == kColumnClasses ? columns : 0);
+}
+
+QSGD_HD uint64_t most_rans_head_bytes(uint64_t count, uint64_t columns) {
+    return rans_head_bytes(kColumnClasses, kRansMaxClasses * kRansMostTable, count, columns);
+}
+
+// The most bytes of `streams` streams that share so many units.
+QSGD_HD uint64_t most_stream_bytes(uint64_t units, uint64_t streams) {
+    return kRansMostUnit * units + kRansStateBytes * streams;
 }
 
 // Whether the table could be read and every symbol's interval lies in [0, 1024).

@@ -22,16 +22,18 @@ ELEMENTS = {"float32": np.dtype("f4"), "float16": np.dtype("f2"), "bfloat16": np
 
 
 class Buffer:
-    """Memory of the device at an address 64·k + offset, between bytes that must not change."""
+    """Memory of the device at an address 16·k + offset. With a content, which kernels only read, it ends where its
+    memory ends, so that checkers see any reading beyond; with a size, it lies between bytes that must not change."""
 
     def __init__(self, content: bytes | int, offset: int = 0) -> None:
-        size = content if isinstance(content, int) else len(content)
-        everything = np.full(size + 2 * GUARD + 64, GUARD_BYTE, np.uint8)
-        self.memory: Any = to_device(everything)
-        address = self.memory.data_ptr() if ON_GPU else self.memory.ctypes.data
-        start = GUARD + (offset - GUARD - address) % 64
-        self.address, self.place = address + start, slice(start, start + size)
-        if not isinstance(content, int):
+        read_only = not isinstance(content, int)
+        size = len(content) if read_only else content
+        start = GUARD + offset
+        self.memory: Any = to_device(np.full(start + size + (0 if read_only else GUARD), GUARD_BYTE, np.uint8))
+        first = self.memory.data_ptr() if ON_GPU else self.memory.ctypes.data
+        self.address, self.place = first + start, slice(start, start + size)
+        assert self.address % 16 == offset % 16
+        if read_only:
             self.write(content)
 
     def write(self, content: bytes) -> None:
@@ -53,35 +55,48 @@ def to_device(array: Array) -> Any:
 
 
 class CudaKernels:
-    """The C ABI on one stream of the device."""
+    """The C ABI on one stream of the device; sums are of frames of `variable` length, too."""
 
     isa = "cuda"
 
-    def __init__(self) -> None:
+    def __init__(self, variable: bool) -> None:
+        self.variable = variable
         if ON_GPU:
             self.c: Any = native_cuda.library()
         else:
             with environment(**{native_cuda.LIBRARY_VARIABLE: str(EMULATED)}):
                 self.c = native_cuda.library.__wrapped__()  # not the cached one
 
-    def encode(self, array: Array, *, offset: int = 0, draw: native_cuda.Draw | None = None, **how: Any) -> bytes:
+    def encode(
+        self, array: Array, *, offset: int = 0, draw: native_cuda.Draw | None = None, padding: int = 0, **how: Any
+    ) -> bytes:
         """As `reference.encode`; the gradient is `offset` elements, and the frame as many words, off a line's start."""
         spec = make_spec(array.size, **how)
-        size, scratch = native.frame_bytes(spec), ctypes.c_uint64()
+        scratch = ctypes.c_uint64()
         assert self.c.qsgd_cuda_encode_scratch(spec, scratch) == native.OK
-        gradient, frame = Buffer(array.tobytes(), array.itemsize * offset), Buffer(size, 8 * offset)
-        work, numbers = Buffer(scratch.value), Buffer(bytes(draw)) if draw else None
+        gradient, work = Buffer(array.tobytes(), array.itemsize * offset), Buffer(scratch.value)
+        numbers = Buffer(bytes(draw)) if draw else None
+        drawn = numbers.address if numbers else None
+        if spec.codec == ref.CODECS["rans"]:
+            return self.encode_in_two_steps(spec, gradient, drawn, work, scratch.value, 8 * offset, padding)
+        size = native.frame_bytes(spec)
+        frame = Buffer(size, 8 * offset)
         status = self.c.qsgd_cuda_encode(
-            spec,
-            gradient.address,
-            frame.address,
-            size,
-            numbers.address if numbers else None,
-            work.address,
-            scratch.value,
-            None,
+            spec, gradient.address, frame.address, size, drawn, work.address, scratch.value, None
         )
         assert status == native.OK, self.c.qsgd_cuda_error()
+        work.read()
+        return frame.read()
+
+    def encode_in_two_steps(
+        self, spec: native.Spec, gradient: Buffer, drawn: int | None, work: Buffer, room: int, offset: int, padding: int
+    ) -> bytes:
+        found = Buffer(8)
+        status = self.c.qsgd_cuda_encode_begin(spec, gradient.address, drawn, work.address, room, found.address, None)
+        assert status == native.OK, self.c.qsgd_cuda_error()
+        size = int.from_bytes(found.read(), "little") + padding
+        frame = Buffer(size, offset)
+        assert self.c.qsgd_cuda_encode_end(spec, frame.address, size, work.address, room, None) == native.OK
         work.read()
         return frame.read()
 
@@ -102,7 +117,10 @@ class CudaKernels:
         """As `reference.decode_sum`, with factor and step from the device's memory if these are given."""
         expected = native.Expectation(count, tensor, step, ref.DTYPES[dtype], first_rank)
         data, scratch = b"".join(frames), ctypes.c_uint64()
-        assert self.c.qsgd_cuda_decode_scratch(len(frames), scratch) == native.OK
+        if self.variable:
+            assert self.c.qsgd_cuda_decode_scratch_variable(count, len(frames), scratch) == native.OK
+        else:
+            assert self.c.qsgd_cuda_decode_scratch(len(frames), scratch) == native.OK
         element = ELEMENTS[dtype]
         sent, out = Buffer(data, 8 * offset), Buffer(count * element.itemsize, element.itemsize * offset)
         work, verdict = Buffer(scratch.value), Buffer(ctypes.sizeof(native_cuda.Verdict))
@@ -137,5 +155,5 @@ def is_nan(values: Array, dtype: str) -> Array:
 
 
 @functools.cache
-def cuda_kernels() -> CudaKernels:
-    return CudaKernels()
+def cuda_kernels(variable: bool = False) -> CudaKernels:
+    return CudaKernels(variable)

@@ -118,8 +118,8 @@ def outcome(kernels: Any, frames: list[bytes], **where: Any) -> Any:
         return error.status, error.frame
 
 
-def compare_outcomes(frames: list[bytes], **where: Any) -> Any:
-    found = outcome(cuda_kernels(), frames, **where)
+def compare_outcomes(frames: list[bytes], variable: bool = False, **where: Any) -> Any:
+    found = outcome(cuda_kernels(variable), frames, **where)
     assert found == outcome(all_kernels()[0], frames, **where), (found, where)
     return found
 
@@ -227,4 +227,4 @@ def test_codecs_without_kernels_are_refused(codec: str, levels: int) -> None:
         cuda_kernels().decode_sum(frames, count=600)
     assert (caught.value.status, caught.value.frame) == (13, 1)
     spec = make_spec(600, codec=codec, levels=levels, bucket_size=512)
-    assert cuda_kernels().c.qsgd_cuda_encode_scratch(spec, ctypes.c_uint64()) == 1
+    assert codec == "rans" or cuda_kernels().c.qsgd_cuda_encode_scratch(spec, ctypes.c_uint64()) == 1

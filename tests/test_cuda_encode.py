@@ -75,3 +75,17 @@ def test_every_half_is_read() -> None:
         array = np.arange(2**16, dtype=np.uint16).view(np.float16 if dtype == "float16" else np.uint16)
         how = {"levels": 127, "bucket_size": 16, "dtype": dtype}
         assert cuda_kernels().encode(array, **how) == all_kernels()[0].encode(array, **how)
+
+
+@pytest.mark.parametrize(("sign", "step"), [(1, 382), (-1, 773)])
+def test_codes_are_limited_to_the_levels(sign: int, step: int) -> None:
+    """Of a scale that times its inverse step is more than s levels, where a random number is almost 1 or 0."""
+    scale, top = np.float32(1.171875), np.float32(127 * 2**24)
+    inverse = top / scale
+    assert scale * inverse > top  # docs/wire_format.md, section 5
+    array = np.full(600, sign * scale)
+    unlimited = np.int64(sign * scale * inverse) + ref.random_bits(array.size, 0, 0, 0, step) >> 24
+    assert np.abs(unlimited).max() == 128
+    for kernels in (*all_kernels(), cuda_kernels()):
+        frame = kernels.encode(array, levels=127, bucket_size=512, step=step)
+        assert frame == ref.encode(array, levels=127, bucket_size=512, step=step), kernels.isa

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -207,23 +208,60 @@ def test_payloads_of_other_lengths() -> None:
         assert not check_as_the_reference(longer, count)
 
 
-def test_random_payloads() -> None:
+def frame_with_stream(model: reference_rans.Model, words: bytes, states: Array, n: int) -> bytes:
+    """Of one stream, in one bucket of scale 0."""
+    stream = words + states.astype("<u4").tobytes()
+    body = bytes(16) + reference_rans.head(model) + (len(words) // 2).to_bytes(4, "little") + stream
+    header = ref.Header(codec=5, norm=1, dtype=1, levels=32767, count=n, bucket_size=2**20)
+    return ref.seal(header, body)
+
+
+def random_payloads(number: int) -> Iterator[tuple[bytes, int]]:
     """A good head before random streams: words run out, states do not fit, escapes everywhere."""
     rng = np.random.default_rng(5)
     kinds: list[tuple[int, tuple[int, ...], int]] = [(0, (100, 50, 20), 9), (3, (100, 50), 300), (11, (), 0)]
     tables = [reference_rans.Table(*kind) for kind in kinds]
-    for _ in range(300):
+    for _ in range(number):
         n = int(rng.integers(1, 1500))
         units = -(-n // 512)
         mode = int(rng.integers(3)) if n >= 20 else int(rng.integers(2))
         a = rng.integers(0, 16, units if mode else 0)
         model = reference_rans.Model(mode, tables, a, rng.integers(0, 12, 20 if mode == 2 else 0))
         words = int(rng.integers(0, 2000))
-        states = rng.integers(2**15, 2**31, 16).astype("<u4")
-        stream = rng.bytes(2 * words) + states.tobytes()
-        body = bytes(16) + reference_rans.head(model) + words.to_bytes(4, "little") + stream
-        header = ref.Header(codec=5, norm=1, dtype=1, levels=32767, count=n, bucket_size=2**20)
-        check_as_the_reference(ref.seal(header, body), n)
+        states = rng.integers(2**15, 2**31, 16)
+        yield frame_with_stream(model, rng.bytes(2 * words), states, n), n
+
+
+def ends_of_streams() -> list[tuple[bytes, bool]]:
+    """A unit of zeros with frequency 512, half of all: a lane's state comes back to 2^15 every 16 rows, each time with
+    the help of a word that is 0. Whether they are accepted."""
+    nothing = np.zeros(0, int)
+
+    def frame(frequencies: tuple[int, ...], words: bytes, last_state: int = 2**15) -> bytes:
+        model = reference_rans.Model(0, [reference_rans.Table(0, frequencies, 0)], nothing, nothing)
+        return frame_with_stream(model, words, np.array([2**15] * 15 + [last_state]), 512)
+
+    half, all_of_it = (256,), ()
+    return [
+        (frame(half, bytes(64)), True),
+        (frame(half, bytes(62)), False),  # as if there were zeros
+        (frame(half, bytes(0)), False),
+        (frame(half, bytes(66)), False),
+        (frame(half, bytes(62), 2**30), False),
+        (frame(half, bytes(62), 2**31), False),  # comes back to 2^15 once more than it should
+        (frame(all_of_it, b""), True),  # with frequency 1024 states stay
+        (frame(all_of_it, b"\0\x80", 0), False),  # the word makes up for the state
+    ]
+
+
+def test_ends_of_streams() -> None:
+    for frame, accepted in ends_of_streams():
+        assert check_as_the_reference(frame, 512) == accepted
+
+
+def test_random_payloads() -> None:
+    for frame, n in random_payloads(300):
+        check_as_the_reference(frame, n)
 
 
 def test_a_count_that_no_payload_can_have() -> None:

@@ -7,19 +7,10 @@
 namespace qsgd {
 namespace {
 
-constexpr uint64_t kRansMostTable = 4 + 2 * kRansTop;
-constexpr uint64_t kRansMostUnit = 4 * kUnit;  // bytes: a code takes 26 bits at most, and words are whole
-
-inline uint64_t most_stream_bytes(uint64_t units, uint64_t streams) {
-    return kRansMostUnit * units + kRansStateBytes * streams;
-}
-
 inline uint64_t most_rans_bytes(uint64_t count, uint64_t columns) {
     if (count == 0) return 0;
     const uint64_t units = ceil_div(count, kUnit), streams = rans_all_streams(count);
-    const uint64_t head =
-        kRansHead + kRansMaxClasses * kRansMostTable + ceil_div(units, 2) + columns + 4 * streams;
-    return head + most_stream_bytes(units, streams);
+    return most_rans_head_bytes(count, columns) + 4 * streams + most_stream_bytes(units, streams);
 }
 
 // 16-bit words that a stretch of a tensor of `count` elements has at most.
@@ -56,7 +47,7 @@ inline uint8_t* encode_rans_payload(const EncodeJob& job, uint32_t threads) {
     const RansModel model = choose_model(job);
     RansEncoder encoder;
     encoder.choice = model.choice;
-    fill_encoder(encoder, model.tables);
+    for (uint32_t c = 0; c < model.choice.classes; ++c) fill_class(encoder, c, model.tables[c]);
     const RansPlaces places = write_rans_head(model, count, job.frame + job.at.payload);
     const RansJob rans = {&encoder, places.units, places.lengths};
 

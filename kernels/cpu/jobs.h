@@ -3,8 +3,8 @@
 // std:: templates, which the linker would merge across instruction sets.
 #pragma once
 
-#include "cpu/rans_tables.h"
 #include "elias.h"
+#include "rans_tables.h"
 
 namespace qsgd {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/encode.h"
-#include "cpu/rans_choice.h"
+#include "rans_choice.h"
 
 namespace qsgd {
 namespace {
@@ -79,10 +79,9 @@ class StretchEncoder {
             return;
         }
         for (uint64_t k = 0; k < count; ++k) {
-            const uint64_t begin = (unit + k) * kUnit, left = job_.spec.count - begin;
             const Magnitudes magnitudes(codes_ + kUnit * k);
-            bytes_[k] = static_cast<uint8_t>(
-                choose_unit_byte(e.choice, magnitudes.sum, begin, left < kUnit ? left : kUnit));
+            bytes_[k] =
+                static_cast<uint8_t>(choose_unit_byte(e.choice, magnitudes.sum, unit + k, job_.spec.count));
             plain_[k] = magnitudes.largest <= e.plain[rans_class(bytes_[k], e.choice.classes)];
         }
         bytes_[count] = 0;

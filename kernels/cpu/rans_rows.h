@@ -2,7 +2,7 @@
 // rare rows that vectors do not do (docs/wire_format.md, section 6).
 #pragma once
 
-#include "cpu/rans_tables.h"
+#include "rans_tables.h"
 
 namespace qsgd {
 namespace {

@@ -1,6 +1,5 @@
 // Decoding and adding up frames: half a warp takes a unit of 512 elements of the result, frame after frame.
 #include "cuda/quantize.cuh"
-#include "cuda/status.h"
 #include "cuda/unpack.cuh"
 
 namespace qsgd {
@@ -119,7 +118,8 @@ __device__ __forceinline__ void undo_dither(const Header& h, uint64_t unit, floa
 }
 
 // Adds a lane's values of a unit of any frame to its sums.
-__device__ __forceinline__ void add_any(const FrameView& view, uint64_t unit, float* sums) {
+__device__ __forceinline__ void add_any(const SumJob& job, uint32_t frame, uint64_t unit, float* sums) {
+    const FrameView& view = job.views[frame];
     const uint64_t first = kUnit * unit + lane_of_half_warp(), count = view.header.count;
     if (first >= count) return;
     float numbers[kRows];
@@ -128,6 +128,8 @@ __device__ __forceinline__ void add_any(const FrameView& view, uint64_t unit, fl
     };
     if (view.header.codec == QSGD_CODEC_TERNARY)
         each_ternary(view, unit, keep);
+    else if (view.header.codec == QSGD_CODEC_RANS)
+        each_coded(job.coded.codes_of(frame, unit - job.first_unit), keep);
     else
         with_bits(view.bits, [&](auto b) {
             uint32_t words[b.value];
@@ -148,7 +150,8 @@ __device__ __forceinline__ void add_any(const FrameView& view, uint64_t unit, fl
 __device__ __forceinline__ void sum_any(const SumJob& job, Terms& terms, uint64_t unit, float* sums) {
     for (uint32_t frame = 0; frame < job.frame_count; ++frame) {
         const FrameView& view = job.views[frame];
-        add_any(view, unit, sums);
+        add_any(job, frame, unit, sums);
+        if (view.header.codec == QSGD_CODEC_RANS) continue;  // check_scales has all of its terms
         terms.add(frame, terms_of(view.base, first_payload_word(view, unit),
                                   first_payload_word(view, unit + 1), lane_of_half_warp(), kLanes));
     }
@@ -172,7 +175,8 @@ __device__ __forceinline__ bool all_scales(const FrameView& view, uint64_t first
     return is_scale(static_cast<uint32_t>(word)) && (left < 2 || is_scale(static_cast<uint32_t>(word >> 32)));
 }
 
-// Check 6, and the terms of what lies between header and payload: the grid's warps share the frames.
+// Check 6, and the terms of what lies between header and payload, or header and end where units have no part
+// of their own: the grid's warps share the frames.
 __device__ __forceinline__ void check_scales(const SumJob& job, Terms& terms) {
     const uint64_t warps = threads_of_grid() / kWarp;
     const uint64_t sharing = warps < job.frame_count ? 1 : warps / job.frame_count;  // one frame
@@ -180,8 +184,10 @@ __device__ __forceinline__ void check_scales(const SumJob& job, Terms& terms) {
         const auto frame = static_cast<uint32_t>(item % job.frame_count);
         const FrameView& view = job.views[frame];
         const uint64_t first = item / job.frame_count * kWarp + threadIdx.x % kWarp;
+        const bool rans = view.header.codec == QSGD_CODEC_RANS;
+        const uint64_t end = (rans ? view.header.frame_bytes : view.at.payload) / 8;
         uint64_t sum = 0;
-        for (uint64_t k = first; k < view.at.payload / 8 - kHeaderWords; k += sharing * kWarp) {
+        for (uint64_t k = first; k < end - kHeaderWords; k += sharing * kWarp) {
             const uint64_t word = *word_of(view.base, kHeaderWords + k);
             sum += checksum_term(word, kHeaderWords + k);
             if (2 * k < view.at.buckets && !all_scales(view, 2 * k, word))
@@ -194,13 +200,13 @@ __device__ __forceinline__ void check_scales(const SumJob& job, Terms& terms) {
 // Two kernels, since what is fast needs fewer registers: only the device knows which of them has to work.
 template <bool kPlain>
 __global__ void __launch_bounds__(kThreads, 1) sum_frames(SumJob job) {
-    if (job.state->failure < failure_of(kScales, 0, 0)) return;  // no frame's parts are where they should be
+    if (!job.opened()) return;
     if ((job.state->special == 0) != kPlain) return;
     Terms terms(job);
-    check_scales(job, terms);
-    const uint64_t pairs = ceil_div(job.expected.count, 2 * kUnit);
+    if (job.first_unit == 0) check_scales(job, terms);
+    const uint64_t pairs = ceil_div(job.units, 2);
     for (uint64_t pair = thread_of_grid() / kWarp; pair < pairs; pair += threads_of_grid() / kWarp)
-        sum_unit<kPlain>(job, terms, 2 * pair + half_warp_of_block() % 2);
+        sum_unit<kPlain>(job, terms, job.first_unit + 2 * pair + half_warp_of_block() % 2);
     terms.publish();
 }
 
@@ -224,46 +230,17 @@ __global__ void __launch_bounds__(kThreads) conclude(SumJob job) {
     });
 }
 
-cudaError_t decode_sum(const SumJob& job, void* stream) {
-    constexpr uint64_t kUnits = kThreads / kLanes;
-    const uint32_t blocks = blocks_for(ceil_div(job.expected.count, kUnits * kUnit));
-    cudaError_t error = open_frames(job, stream);
-    const Launch sum = {blocks, kThreads, Terms::bytes(job.frame_count), stream};
-    if (!error) error = launch(sum_frames<true>, sum, job);
-    if (!error) error = launch(sum_frames<false>, sum, job);
-    const uint32_t few = blocks < 64 ? blocks : 64;
-    return error ? error : launch(conclude, {few, kThreads, 8, stream}, job);
-}
-
-uint64_t scratch_bytes_of(uint32_t frame_count) {
-    return sizeof(SumJob::State) + static_cast<uint64_t>(frame_count) * sizeof(FrameView);
-}
-
 }  // namespace
+
+cudaError_t sum_units(const SumJob& job, bool plain, void* stream) {
+    const uint32_t blocks = blocks_for(ceil_div(job.units, kThreads / kLanes));
+    return launch(plain ? sum_frames<true> : sum_frames<false>,
+                  {blocks, kThreads, Terms::bytes(job.frame_count), stream}, job);
+}
+
+cudaError_t conclude_sum(const SumJob& job, void* stream) {
+    const uint64_t blocks = ceil_div(job.expected.count, kUnit * kThreads / kLanes);
+    return launch(conclude, {blocks_for(blocks < 64 ? blocks : 64), kThreads, 8, stream}, job);
+}
+
 }  // namespace qsgd
-
-using namespace qsgd;
-
-int qsgd_cuda_decode_scratch(uint32_t frame_count, uint64_t* bytes) {
-    if (!frame_count || !bytes) return QSGD_BAD_ARGUMENT;
-    *bytes = scratch_bytes_of(frame_count);
-    return QSGD_OK;
-}
-
-int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
-                         const qsgd_expectation* expected, float factor, const qsgd_late* late, void* out,
-                         qsgd_verdict* verdict, void* scratch, uint64_t scratch_bytes, void* stream) {
-    if (!frames || !frame_count || !expected || !verdict || !scratch) return QSGD_BAD_ARGUMENT;
-    if (!is_dtype(expected->dtype)) return QSGD_BAD_ARGUMENT;
-    if ((!out && expected->count) || !aligned(out, element_bytes(expected->dtype))) return QSGD_BAD_ARGUMENT;
-    if (!aligned(frames, 8) || !aligned(verdict, 4) || !aligned(scratch, 8)) return QSGD_BAD_ARGUMENT;
-    if (scratch_bytes < scratch_bytes_of(frame_count)) return QSGD_BAD_ARGUMENT;
-    auto* const state = static_cast<SumJob::State*>(scratch);
-    SumJob job = {};
-    job.frames = static_cast<const uint8_t*>(frames), job.bytes = bytes, job.frame_count = frame_count;
-    job.expected = *expected, job.factor_ = factor;
-    if (late) job.late = *late;
-    job.out = out, job.verdict = verdict;
-    job.state = state, job.views = reinterpret_cast<FrameView*>(state + 1);
-    return status_of(decode_sum(job, stream));
-}

@@ -94,4 +94,26 @@ class BucketWalk {
     uint64_t size_, place_;
 };
 
+// Walks up or down the rows of a unit: which column of a matrix is this lane's element in?
+class ColumnWalk {
+  public:
+    uint32_t column;
+
+    // `columns` is 0, and then so is `column`, or no less than kLanes.
+    __device__ ColumnWalk(uint64_t unit, uint32_t columns, int row = 0) : column(0), columns_(columns) {
+        const uint64_t element = kUnit * unit + static_cast<uint64_t>(row) * kLanes + lane_of_half_warp();
+        if (columns) column = static_cast<uint32_t>(element % columns);
+    }
+    __device__ __forceinline__ void next_row() {
+        column += kLanes;
+        if (column >= columns_) column -= columns_;
+    }
+    __device__ __forceinline__ void previous_row() {
+        column -= column >= kLanes ? kLanes : kLanes - columns_;
+    }
+
+  private:
+    const uint32_t columns_;
+};
+
 }  // namespace qsgd

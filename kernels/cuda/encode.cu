@@ -2,6 +2,7 @@
 #include "cuda/encode.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/quantize.cuh"
+#include "cuda/rans.cuh"
 #include "cuda/status.h"
 
 namespace qsgd {
@@ -139,13 +140,9 @@ __global__ void __launch_bounds__(kThreads)
     sum = block_sum(sum, shared_memory<uint64_t>());
     if (threadIdx.x != 0) return;
     if (8 * job.scale_words_end() < job.at.payload) sum += put_word(job.frame, job.scale_words_end(), 0);
-    qsgd_spec spec = job.spec;
-    spec.seed = job.seed(), spec.step = job.step();
-    Header header = header_of(spec, job.at, squared_norm ? canonical_bits(*squared_norm) : 0);
+    Header header = job.header(job.at, squared_norm);
     header.checksum = sum + header_terms(header);
-    uint64_t words[kHeaderWords];
-    memcpy(words, &header, sizeof words);
-    for (uint64_t k = 0; k < kHeaderWords; ++k) *word_of(job.frame, k) = words[k];
+    put_header(job.frame, header);
 }
 
 // Units in a bucket, if a block can find its scale on the way; 0 if not.
@@ -187,9 +184,13 @@ cudaError_t encode_frame(EncodeJob& job, const TreeScratch& tree, void* stream) 
 using namespace qsgd;
 
 int qsgd_cuda_encode_scratch(const qsgd_spec* spec, uint64_t* bytes) {
-    if (!spec || !bytes || !spec_possible(*spec) || !rounds_to_fixed_width(spec->codec))
+    if (!spec || !bytes || !spec_possible(*spec)) return QSGD_BAD_ARGUMENT;
+    if (spec->codec == QSGD_CODEC_RANS)
+        *bytes = rans_scratch_bytes(*spec);
+    else if (rounds_to_fixed_width(spec->codec))
+        *bytes = Scratch(*spec).bytes;
+    else
         return QSGD_BAD_ARGUMENT;
-    *bytes = Scratch(*spec).bytes;
     return QSGD_OK;
 }
 

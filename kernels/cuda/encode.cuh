@@ -17,8 +17,20 @@ struct EncodeJob {
     __device__ float* scales() const { return reinterpret_cast<float*>(frame + QSGD_HEADER_BYTES); }
     __device__ uint64_t seed() const { return draw ? draw->seed : spec.seed; }
     __device__ uint32_t step() const { return draw ? draw->step : spec.step; }
+    // But for the checksum.
+    __device__ Header header(const Layout& there, const double* squared_norm) const {
+        qsgd_spec drawn = spec;
+        drawn.seed = seed(), drawn.step = step();
+        return header_of(drawn, there, squared_norm ? canonical_bits(*squared_norm) : 0);
+    }
     __device__ uint64_t scale_words_end() const { return kHeaderWords + ceil_div(at.buckets, 2); }
 };
+
+__device__ inline void put_header(void* frame, const Header& header) {
+    uint64_t words[kHeaderWords];
+    memcpy(words, &header, sizeof words);
+    for (uint64_t k = 0; k < kHeaderWords; ++k) *word_of(frame, k) = words[k];
+}
 
 // Scratch memory of find_scales and find_squared_norm: two arrays of so many float64.
 struct TreeScratch {

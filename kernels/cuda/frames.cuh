@@ -2,12 +2,13 @@
 #pragma once
 
 #include "cuda/checksum.cuh"
+#include "rans.h"
 
 namespace qsgd {
 
 // Checks in the order of docs/wire_format.md, section 9: the first that fails is the verdict, and of several
 // frames that fail it the first frame.
-enum Check : uint32_t { kHeaders, kEnd, kAgreement, kScales, kChecksums };
+enum Check : uint32_t { kHeaders, kEnd, kAgreement, kScales, kChecksums, kPayloads, kStreams };
 
 constexpr uint64_t kNoFailure = ~0ull;
 
@@ -37,6 +38,30 @@ struct FrameView {
     }
 };
 
+// What a rans payload says before its codes.
+struct RansView {
+    bool open;  // it is as the format has it
+    RansMode mode;
+    uint32_t classes, columns;
+    const uint8_t *units, *column_bytes;
+    RansTable tables[kRansMaxClasses];
+};
+
+// Memory for frames of variable length; none if there may not be any.
+struct CodedScratch {
+    RansView* views;
+    uint64_t* offsets;  // of each frame's streams, from where it begins on, and of their end
+    int16_t* codes;     // of each frame's units in the pass at hand
+    uint64_t streams;   // of a frame
+    uint64_t units;     // of a frame in a pass: a multiple of a stretch's
+
+    __device__ uint64_t* offsets_of(uint32_t frame) const { return offsets + (streams + 1) * frame; }
+    // A lane's codes of a unit, from the pass's first one on: rows are kLanes apart.
+    __device__ int16_t* codes_of(uint32_t frame, uint64_t unit) const {
+        return codes + kUnit * (units * frame + unit) + lane_of_half_warp();
+    }
+};
+
 struct SumJob {
     const uint8_t* frames;
     uint64_t bytes;
@@ -51,7 +76,11 @@ struct SumJob {
         uint64_t special;  // frames that are not plain
     }* state;
     FrameView* views;
+    CodedScratch coded;
+    uint64_t first_unit, units;  // of the result, in this pass
 
+    // Whether frames' parts are where they should be.
+    __device__ bool opened() const { return state->failure >= failure_of(kScales, 0, 0); }
     __device__ float factor() const { return late.factor ? *late.factor : factor_; }
     __device__ void fail(Check check, uint32_t frame, int status) const {
         atomic_min(&state->failure, failure_of(check, frame, status));
@@ -60,5 +89,18 @@ struct SumJob {
 
 // Checks the headers, and fills in the views.
 cudaError_t open_frames(const SumJob& job, void* stream);
+
+// Check 8 of what precedes the streams, and where these are.
+cudaError_t open_rans_payloads(const SumJob& job, void* stream);
+
+// Check 9, and the codes of rans frames' units of this pass.
+cudaError_t decode_rans_streams(const SumJob& job, void* stream);
+
+// Adds up this pass's units where all frames are `plain`, or where not all are; the other time it does
+// nothing.
+cudaError_t sum_units(const SumJob& job, bool plain, void* stream);
+
+// Check 7, and the verdict.
+cudaError_t conclude_sum(const SumJob& job, void* stream);
 
 }  // namespace qsgd

@@ -52,6 +52,11 @@ __device__ __forceinline__ T* shared_memory() {
 __device__ __forceinline__ uint32_t lane_of_half_warp() { return threadIdx.x % kLanes; }
 __device__ __forceinline__ uint32_t half_warp_of_block() { return threadIdx.x / kLanes; }
 
+// The lanes of this half-warp for which `there` holds; all lanes of the warp call it together.
+__device__ __forceinline__ uint32_t half_warp_ballot(bool there) {
+    return __ballot_sync(kAllLanes, there) >> threadIdx.x / kLanes % 2 * kLanes & 0xFFFF;
+}
+
 struct Sum {
     template <class T>
     __device__ __forceinline__ T operator()(T a, T b) const {
@@ -91,6 +96,9 @@ __device__ __forceinline__ void atomic_add(uint64_t* at, uint64_t value) {
 }
 __device__ __forceinline__ void atomic_min(uint64_t* at, uint64_t value) {
     atomicMin(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
+}
+__device__ __forceinline__ void atomic_max(uint64_t* at, uint64_t value) {
+    atomicMax(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
 }
 
 // The sum over a block's threads, for its first thread. `parts` is shared memory for one number a warp.

@@ -5,13 +5,14 @@ namespace qsgd {
 namespace {
 
 // Checks 1 to 4 of the frame at `base`.
-__device__ int read_header(const uint8_t* base, uint64_t bytes, Header& h) {
+__device__ int read_header(const SumJob& job, const uint8_t* base, uint64_t bytes, Header& h) {
     if (bytes < sizeof h) return QSGD_TRUNCATED;
     uint64_t words[kHeaderWords];
     for (uint64_t k = 0; k < kHeaderWords; ++k) words[k] = *word_of(base, k);
     memcpy(&h, words, sizeof h);
     const int status = check_header(h, bytes);
-    if (status == QSGD_OK && !rounds_to_fixed_width(h.codec)) return QSGD_BAD_CODEC;
+    const bool known = rounds_to_fixed_width(h.codec) || (h.codec == QSGD_CODEC_RANS && job.coded.views);
+    if (status == QSGD_OK && !known) return QSGD_BAD_CODEC;
     if (status != QSGD_ERROR_FRAME) return status;
     const uint64_t found = header_terms(h) + terms_of(base, kHeaderWords, h.frame_bytes / 8, 0, 1);
     return found == h.checksum ? status : QSGD_BAD_CHECKSUM;
@@ -41,10 +42,10 @@ __global__ void __launch_bounds__(kWarp) open_all(SumJob job) {
     for (uint32_t first = 0; first < job.frame_count;) {
         const uint64_t left = job.bytes - begin;
         Header h = {};
-        int status = lane == 0 ? read_header(job.frames + begin, left, h) : QSGD_TRUNCATED;
+        int status = lane == 0 ? read_header(job, job.frames + begin, left, h) : QSGD_TRUNCATED;
         const uint64_t length = __shfl_sync(kAllLanes, status == QSGD_OK ? h.frame_bytes : 0, 0);
         if (lane > 0 && length > 0 && lane < job.frame_count - first && lane * length <= left)
-            status = read_header(job.frames + begin + lane * length, left - lane * length, h);
+            status = read_header(job, job.frames + begin + lane * length, left - lane * length, h);
         const uint32_t differ = ~__ballot_sync(kAllLanes, status == QSGD_OK && h.frame_bytes == length);
         const uint32_t here = job.frame_count - first < kWarp ? job.frame_count - first : kWarp;
         const uint32_t alike = differ ? __ffs(differ) - 1 : kWarp;

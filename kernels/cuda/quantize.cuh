@@ -1,6 +1,7 @@
 // From a lane's elements of a unit to codes (docs/wire_format.md, section 5).
 #pragma once
 
+#include "cuda/encode.cuh"
 #include "cuda/random.cuh"
 
 namespace qsgd {
@@ -51,6 +52,26 @@ __device__ __forceinline__ void round_narrow(const float* v, const uint32_t (&wo
     each_random(words, [&](int r, uint32_t random) {
         codes[r] = static_cast<uint32_t>(__float2int_rn(fminf(fmaxf(v[r], -limit), limit))) + random;
     });
+}
+
+// The code of x * 2^24.
+__device__ __forceinline__ int32_t round_wide(float x, uint32_t random, float limit) {
+    return static_cast<int32_t>((__float2ll_rn(fminf(fmaxf(x, -limit), limit)) + random) >> 24);
+}
+
+// Calls body(row, code) for a lane's elements of a unit, from the scales of its buckets; past the end codes
+// are 0.
+template <class Body>
+__device__ __forceinline__ void each_code(const EncodeJob& job, const Random& random, uint64_t unit,
+                                          Body body) {
+    const auto levels = static_cast<float>(job.spec.levels);
+    float v[kRows];
+    uint32_t words[4];
+    load_unit(job.gradient, job.spec.dtype, unit, job.spec.count, v);
+    divide(v, unit, job.spec, job.scales(), levels);
+    random.words(unit, lane_of_half_warp(), words);
+    each_random(words,
+                [&](int r, uint32_t number) { body(r, round_wide(v[r], number, levels * kFractionOne)); });
 }
 
 }  // namespace qsgd

@@ -80,6 +80,13 @@ __device__ __forceinline__ void each_ternary(const FrameView& view, uint64_t uni
     }
 }
 
+// The same for codes that were decoded before.
+template <class Body>
+__device__ __forceinline__ void each_coded(const int16_t* codes, Body body) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) body(r, static_cast<float>(codes[kLanes * r]), 0);
+}
+
 // A half-warp's words of the payload of a unit: those of ternary units that begin in it.
 __device__ __forceinline__ uint64_t first_payload_word(const FrameView& view, uint64_t unit) {
     const bool ternary = view.header.codec == QSGD_CODEC_TERNARY;

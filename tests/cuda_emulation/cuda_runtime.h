@@ -181,3 +181,8 @@ inline int __float2int_rn(float x) {
     if (x >= 0x1p31f) return INT32_MAX;
     return x < -0x1p31f ? INT32_MIN : static_cast<int>(nearbyintf(x));
 }
+inline long long __float2ll_rn(float x) {
+    if (x != x) return INT64_MIN;
+    if (x >= 0x1p63f) return INT64_MAX;
+    return x < -0x1p63f ? INT64_MIN : static_cast<long long>(nearbyintf(x));
+}

@@ -10,8 +10,7 @@ import pytest
 import ranktools as rt
 import torch
 
-import hvd_qsgd.torch
-from hvd_qsgd import native
+from hvd_qsgd import native, torch_cpu
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.torch import QSGD
 
@@ -50,8 +49,8 @@ def test_a_rank_that_has_no_memory_for_its_frame(monkeypatch: pytest.MonkeyPatch
     compressor = QSGD()
     gradient = rt.randn(60, 60)
     if rt.RANK == 1:
-        allocate = fails_once(hvd_qsgd.torch._allocate_frame, error("DefaultCPUAllocator: can't allocate memory"))
-        monkeypatch.setattr(hvd_qsgd.torch, "_allocate_frame", allocate)
+        allocate = fails_once(torch_cpu.allocate_frame, error("DefaultCPUAllocator: can't allocate memory"))
+        monkeypatch.setattr(torch_cpu, "allocate_frame", allocate)
     rt.assert_all_raise(lambda: rt.reduced(gradient, compressor), "rank 1", "can't allocate memory")
     rt.assert_within_grid(rt.reduced(gradient, compressor), gradient)
 

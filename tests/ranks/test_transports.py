@@ -10,7 +10,7 @@ import pytest
 import ranktools as rt
 import torch
 
-import hvd_qsgd.torch
+from hvd_qsgd import torch_transport
 from hvd_qsgd.torch import QSGD
 from hvd_qsgd.transport.horovod import HorovodTransport
 
@@ -94,7 +94,7 @@ def test_frames_that_are_cut_in_parts(monkeypatch: pytest.MonkeyPatch, max_words
         return start(words, **how)
 
     monkeypatch.setattr(hvd, "allgather_async", counting)
-    monkeypatch.setattr(hvd_qsgd.torch, "HorovodTransport", functools.partial(HorovodTransport, max_words=max_words))
+    monkeypatch.setattr(torch_transport, "HorovodTransport", functools.partial(HorovodTransport, max_words=max_words))
     compressor = QSGD(bits, min_size=0)
     for step in range(2):
         parts = rt.reduced([small, large, small], compressor)
@@ -106,7 +106,7 @@ def test_frames_that_are_cut_in_parts(monkeypatch: pytest.MonkeyPatch, max_words
 
 
 def test_a_step_given_up_while_its_parts_travel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hvd_qsgd.torch, "HorovodTransport", functools.partial(HorovodTransport, max_words=500))
+    monkeypatch.setattr(torch_transport, "HorovodTransport", functools.partial(HorovodTransport, max_words=500))
     compressor = QSGD()
     gradient = rt.randn(50, 60)
     for _ in range(5):

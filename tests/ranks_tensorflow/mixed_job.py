@@ -44,7 +44,7 @@ def with_torch(dtype: str, steps: int) -> list[bytes]:
 
     hvd.init()
     compression = QSGD(**HOW)
-    compression._transport.allgather = lambda words, name, bound: Gathered(torch.from_numpy(exchange(words.numpy())))
+    compression._transport.allgather = lambda words, *how: Gathered(torch.from_numpy(exchange(words.numpy())))
     results = []
     for step in range(steps):
         token, ctx = compression.compress(torch.from_numpy(gradient(dtype, step)).to(getattr(torch, dtype)))

@@ -38,19 +38,17 @@ QSGD_HD uint32_t unit_byte(const RansDecoder& d, uint64_t unit) {
     return d.mode == kOneClass ? 1 : d.units[unit / 2] >> (unit % 2 * 4) & 15;
 }
 
-QSGD_HD void fill_encoder(RansEncoder& e, const RansTable* tables) {
-    for (uint32_t c = 0; c < e.choice.classes; ++c) {
-        e.shifts[c] = tables[c].shift;
-        e.plain[c] = 0;
-        while (!tables[c].shift && e.plain[c] < kRansTop && tables[c].frequency[e.plain[c] + 1]) ++e.plain[c];
-        for (uint32_t symbol = 0, start = 0; symbol < kRansSymbols; ++symbol) {
-            const uint32_t f = rans_frequency(tables[c], symbol), at = c * kRansSymbols + symbol;
-            e.intervals[at] = start << 16 | f;
-            // Less than the reciprocal by more than three roundings: quotients come out right or one too
-            // small.
-            e.reciprocals[at] = f ? (1 - 0x1p-22f) / static_cast<float>(f) : 0;
-            start += f;
-        }
+// What an encoder looks up of class c.
+QSGD_HD void fill_class(RansEncoder& e, uint32_t c, const RansTable& table) {
+    e.shifts[c] = table.shift;
+    e.plain[c] = 0;
+    while (!table.shift && e.plain[c] < kRansTop && table.frequency[e.plain[c] + 1]) ++e.plain[c];
+    for (uint32_t symbol = 0, start = 0; symbol < kRansSymbols; ++symbol) {
+        const uint32_t f = rans_frequency(table, symbol), at = c * kRansSymbols + symbol;
+        e.intervals[at] = start << 16 | f;
+        // Less than the reciprocal by more than three roundings: quotients come out right or one too small.
+        e.reciprocals[at] = f ? (1 - 0x1p-22f) / static_cast<float>(f) : 0;
+        start += f;
     }
 }
 

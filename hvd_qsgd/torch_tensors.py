@@ -1,0 +1,128 @@
+"""Tensors as the kernels and Horovod take them: dtypes, layouts, frames, tokens."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple
+
+import torch
+
+from hvd_qsgd import native, torch_streams
+from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.steps import Slot
+
+Tensor = torch.Tensor
+CPU = torch.device("cpu")
+
+
+class Wire(NamedTuple):
+    """What a gradient is encoded as."""
+
+    original: torch.dtype
+    carrier: torch.dtype
+    dtype: str
+
+
+# float64 travels as float32.
+WIRE_DTYPES = {
+    wire.original: wire
+    for wire in (
+        Wire(torch.float32, torch.float32, "float32"),
+        Wire(torch.float16, torch.float16, "float16"),
+        Wire(torch.bfloat16, torch.bfloat16, "bfloat16"),
+        Wire(torch.float64, torch.float32, "float32"),
+    )
+}
+# With error feedback float32 travels, whatever comes.
+FEEDBACK_WIRE = {dtype: Wire(dtype, torch.float32, "float32") for dtype in WIRE_DTYPES}
+# A shape that no gradient has, so that ranks of which only one compresses are told by Horovod.
+TOKEN_SHAPE = (native.TOKEN_LENGTH, 1, 1, 1, 1, 1, 1)
+# No frame of n elements is longer than this many bytes: a scale and a code for each element.
+BYTES_PER_ELEMENT, BYTES_PER_FRAME = 9, 4096
+
+
+class Form(NamedTuple):
+    """What a result is to be like."""
+
+    gradient: Tensor  # which may be another by now
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def on_cpu(self) -> Tensor:
+        """Memory for the result, or for what becomes it."""
+        if self.gradient.is_cpu and self.gradient.shape == self.shape:  # faster than from nothing
+            return torch.empty_like(self.gradient, dtype=self.dtype, memory_format=torch.contiguous_format)
+        return torch.empty(self.shape, dtype=self.dtype, device=CPU)
+
+
+def readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` where the kernels of its device can read it, which may be itself."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise QSGDError("QSGD cannot be differentiated: reduce tensor.detach(), or call it under torch.no_grad()")
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise QSGDError(
+            f"hvd_qsgd compresses gradients on the CPU and on CUDA GPUs, not those on {tensor.device}: move the model "
+            "to one of them"
+        )
+    if tensor.dtype is dtype and tensor.is_contiguous():
+        return tensor
+    return tensor.detach().to(dtype).contiguous()
+
+
+def clipped(gradient: Tensor, deviations: float) -> Tensor:
+    """A copy with values limited to so many standard deviations; equal ones, which deviate by nothing, stay."""
+    mean = gradient.sum(dtype=torch.float64) / gradient.numel()
+    square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square() / gradient.numel()
+    limit = deviations * float((square - mean.square()).clamp(min=0).sqrt())
+    return gradient if limit == 0 else gradient.clamp(-limit, limit)
+
+
+def allocate_frame(size: int) -> tuple[Tensor, int]:
+    """Memory of the CPU for a frame of ``size`` bytes, and its address."""
+    frame = torch.empty(size // 8, dtype=torch.int64, device="cpu")
+    return frame, frame.data_ptr()
+
+
+def most_words(slot: Slot) -> int:
+    """No rank's frame of this tensor is longer, whatever its settings."""
+    return int(BYTES_PER_ELEMENT * slot.spec.count + BYTES_PER_FRAME) // 8
+
+
+def saved_residual(name: str, saved: Any) -> Tensor:
+    """A copy of a saved residual."""
+    if not isinstance(saved, Tensor) or saved.dtype is not torch.float32:
+        raise QSGDError(f"the residual of tensor {name!r} is no float32 tensor: pass what state_dict() returned")
+    return saved.detach().to("cpu", copy=True).contiguous()
+
+
+class Tokens:
+    """A slot's tensors for tokens. Horovod reduces in place: each is used again only once its reduction has ended."""
+
+    def __init__(self, entries: list[float], device: torch.device) -> None:
+        self.device = device
+        self._entries = torch.tensor(entries, dtype=torch.float32, device="cpu").view(TOKEN_SHAPE)
+        self._original = self._entries.to(device)
+        self._bytes = bytes_of(self._entries)
+        self._free: list[Tensor] = []
+
+    def take(self) -> Tensor:
+        """A token that is ready to be reduced."""
+        if not self._free:
+            return self._original.clone()
+        token = self._free.pop()
+        if token.is_cpu:
+            ctypes.memmove(token.data_ptr(), self._bytes, len(self._bytes))
+            return token
+        return token.copy_(self._original)
+
+    def give_back(self, token: Tensor) -> None:
+        """Its reduction has ended."""
+        self._free.append(token)
+
+
+def bytes_of(token: Tensor) -> bytes:
+    """The entries of a token, reduced or not."""
+    if torch_streams.GPU.holds(token):
+        token = torch_streams.GPU.read(token)
+    token = token.contiguous()
+    return ctypes.string_at(token.data_ptr(), 4 * token.numel())
