@@ -142,9 +142,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(how: dict[str, Any]) -> None:
         its_optimizer.load_state_dict(momenta)
         its_compressor.load_state_dict(state)
         assert train(again, its_optimizer, range(step, 9)) == end
-        theirs, mine = its_compressor._core.state(), compressor._core.state()
-        assert theirs == mine
-    assert copy.deepcopy(compressor)._core.state() == mine
+        if how["schedule"].counts_bits:  # else lengths, which then do not matter, depend on those before
+            assert its_compressor._core.state() == compressor._core.state()
+    assert copy.deepcopy(compressor)._core.state() == compressor._core.state()
 
 
 def test_changes() -> None:
