@@ -272,8 +272,8 @@ class Compressor:
 
     def _use(self, quantization: Quantization, past: Progress | None = None) -> None:
         """Go on with ``quantization``, and its schedule after ``past``: where it is, or at its beginning."""
+        self._end_step_if_over()
         if self._controller is not None and quantization.schedule is self.quantization.schedule:
-            self._end_step_if_over()
             past = self._controller.past
         self.quantization = quantization
         self._controller = None if quantization.schedule is None else Controller(quantization, past)
