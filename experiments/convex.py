@@ -3,8 +3,9 @@
     python -m experiments.convex [--data-dir DIR] [--quick]
 
 A quadratic function with condition number 10 and noisy gradients, and l2-regularized logistic regression, 3 or 8 of
-MNIST. Workers are simulated in one process: their frames are real, of codec "rans". Excess is what f - f* is more, after
-the last step, than that of exact training with the same noise. Each schedule gets the bits that the fixed levels took.
+MNIST. Workers are simulated in one process: their frames are real, of codec "rans". Excess is by how much f - f* after
+the last step is more than that of exact training with the same noise. Each schedule gets the bits that the fixed levels
+took.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Problem:
 
 
 def contraction(mu: float, smoothness: float, step_size: float) -> float:
-    """α = 1 - 2μη + Lμη², of gradient descent."""
+    """1 - 2μη + Lμη² (μ, L: least and largest curvature, η: step size), of gradient descent."""
     return 1 - 2 * mu * step_size + smoothness * mu * step_size**2
 
 
@@ -152,7 +153,7 @@ def report(rows: list[Row]) -> None:
 def plot(rows: list[Row], workers: int, path: Path) -> None:
     figure, axes = new_figure(
         3,
-        f"excess of f - f* over exact training; {workers} workers (simulated in one process): mean and range over seeds",
+        f"excess of f - f* over exact training; {workers} workers, simulated in one process: mean and range over seeds",
     )
     for panel, (problem, some) in zip(axes, by_setting(rows, "problem").items()):
         for number, (method, own) in enumerate(by_setting(some, "method").items()):

@@ -24,7 +24,7 @@ def test_schedules_beat_fixed_levels_at_the_same_bits():
 def test_the_contraction():
     """Of gradient descent on the least curved coordinate; the formula bounds it."""
     assert convex.contraction(1, 10, 0.1) == pytest.approx(0.9)
-    assert (1 - 0.1) ** 2 <= convex.contraction(1, 10, 0.1)
+    assert convex.contraction(1, 10, 0.1) >= (1 - 0.1) ** 2
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
