@@ -328,6 +328,11 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         return self._next_steps[name]
 
     def _set(self, quantization: Quantization, seed: int) -> None:
+        if quantization.schedule is not None:
+            raise QSGDError(
+                "a schedule decides between the steps of Python, and a TensorFlow graph has none: schedules are for "
+                "PyTorch; call change(levels=...) between the calls of a tf.function instead"
+            )
         with tf.init_scope():
             self._settings.assign(_settings(quantization, seed))
 
