@@ -188,7 +188,7 @@ fuzz:                                ## run mutated frames through the decoders,
 	    $(if $(findstring fuzzer,$(FUZZER)),-runs=$(FUZZ) -max_len=8192,$(FUZZ) $(FUZZ_SEED)) || exit 1; done
 
 # ---- tests, checks, examples ---------------------------------------------------------------------
-.PHONY: env test asan-test lint format bench demo lock clean distclean help
+.PHONY: env test asan-test lint format bench demo paper lock clean distclean help
 env:                                 ## make .venv: pinned packages, Horovod built from source (once; minutes)
 	@p=$$(for p in $(BASE_PYTHON) python3.11 python3; do \
 	    $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done); \
@@ -225,6 +225,10 @@ FRAMEWORK ?= torch
 NP ?= 2
 demo: $(ENV) kernels tensorflow-if-there ## train with and without compression: FRAMEWORK=torch NP=2 ARGS=
 	$(PYTHON) examples/demo.py --framework $(FRAMEWORK) --np $(NP) $(ARGS)
+
+EXPERIMENTS := bucket_sizes effective_floats onebit bits convex variance_reduction
+paper: $(ENV) kernels                ## run the papers' experiments: ARGS='--data-dir DIR --images-dir DIR', ARGS=--quick
+	for e in $(EXPERIMENTS); do $(PYTHON) -m experiments.$$e $(ARGS) || exit 1; done
 
 lock: $(ENV)                         ## pin the newest versions that requirements/env.in allows
 	$(PYTHON) tools/lock.py

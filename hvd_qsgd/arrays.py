@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_qsgd import frames, native, wire
-from hvd_qsgd.config import DEFAULT, BucketSize, Levels, Quantization, whole_number
+from hvd_qsgd.checks import whole_number
+from hvd_qsgd.config import DEFAULT, BucketSize, Levels, Quantization
 from hvd_qsgd.errors import QSGDError
 
 Array = npt.NDArray[Any]

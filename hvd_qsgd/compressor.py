@@ -12,9 +12,12 @@ import time
 from collections.abc import Hashable, Sequence
 from typing import Any, Callable, NamedTuple, TypeVar
 
-from hvd_qsgd import frames, native, wire
-from hvd_qsgd.config import DEFAULT_MIN_SIZE, Quantization, encodable, positive, whole_number
+from hvd_qsgd import controller, frames, native, wire
+from hvd_qsgd.checks import encodable, positive, whole_number
+from hvd_qsgd.config import DEFAULT_MIN_SIZE, Levels, Quantization
+from hvd_qsgd.controller import Controller
 from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.progress import Progress
 from hvd_qsgd.stats import Stats
 from hvd_qsgd.steps import STEPS, Slot, Steps, Ticket, operation_prefix, tensor_id
 
@@ -81,6 +84,16 @@ class Compressor:
         self._slots: dict[Hashable, Slot] = {}
         self._ranks = Ranks(0, 1, None)
         self._scratch: tuple[Any, int, int] | None = None  # buffer, address and bytes, for frames of unknown length
+        self._controller = None if quantization.schedule is None else Controller(quantization)
+
+    @property
+    def _reads_frames(self) -> bool:
+        return self._controller is not None and self._controller.schedule.needs_frames
+
+    @property
+    def levels(self) -> Levels:
+        """Of the next gradient; None if they differ by tensor."""
+        return self.quantization.levels if self._controller is None else self._controller.levels
 
     def skipped(self, size: int) -> None:
         """Count a gradient of ``size`` bytes that goes uncompressed."""
@@ -106,14 +119,20 @@ class Compressor:
             return Ticket(slot, steps)
 
     def _begin_step(self, ranks: Ranks) -> None:
-        if self.steps.opened:
-            self.steps.begin()
+        self._end_step()
         self.stats.steps += 1
         if ranks != self._ranks:
             self._slots.clear()
             self._ranks = ranks
         if self._prefix is None:
             self._prefix = operation_prefix(self, self.options.name, ranks.group)
+
+    def _end_step(self) -> None:
+        if not self.steps.opened:
+            return
+        if self._controller is not None:
+            self._controller.settle(self.steps.opened)
+        self.steps.begin()
 
     def _slot(self, name: str | None, shape: Sequence[int], dtype: str) -> Slot:
         key = (self.steps.opened if name is None else name, shape, dtype)
@@ -122,8 +141,11 @@ class Compressor:
             if len(self._slots) >= MAX_SLOTS:
                 self._slots.clear()
             slot = self._slots[key] = self._new_slot(f"#{self.steps.opened}" if name is None else name, shape, dtype)
-        if slot.quantization is not self.quantization:
-            self._requantize(slot)
+        quantization = self.quantization
+        if self._controller is not None:
+            quantization = self._controller.quantization(slot.name, slot.spec.count)
+        if slot.quantization is not quantization:
+            self._requantize(slot, quantization)
         return slot
 
     def _new_slot(self, name: str, shape: Sequence[int], dtype: str) -> Slot:
@@ -139,10 +161,13 @@ class Compressor:
         )
         return Slot(name, f"{self._prefix}.{name}", dtype, spec, self._ranks.size)
 
-    def _requantize(self, slot: Slot) -> None:
-        frames.set_quantization(slot.spec, self.quantization)
+    def _requantize(self, slot: Slot, quantization: Quantization) -> None:
+        frames.set_quantization(slot.spec, quantization)
+        slot.spec.flags &= ~wire.SQUARED_NORM
+        if self._reads_frames:
+            slot.spec.flags |= wire.SQUARED_NORM
         slot.most_bytes = native.frame_bytes(slot.spec)
-        slot.quantization = self.quantization
+        slot.quantization = quantization
 
     def encode(self, ticket: Ticket, gradient: int, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
         """The frame of the gradient at address ``gradient``, in a buffer of ``allocate(bytes) -> (buffer, address)``.
@@ -183,8 +208,12 @@ class Compressor:
         """A frame whose length the kernels find."""
         if self._scratch is None or self._scratch[2] < slot.most_bytes:
             self._scratch = (*allocate(slot.most_bytes), slot.most_bytes)
-        _, scratch, room = self._scratch
-        size = native.encode_next(slot.spec, slot.quantization.variance, slot.history, gradient, scratch, room)
+        scratch = self._scratch[1]
+        if self._controller is not None and self._controller.schedule.counts_bits:
+            slot.history = native.History()  # a run that is continued must count the same bits
+        size = native.encode_next(
+            slot.spec, slot.quantization.variance, slot.history, gradient, scratch, slot.most_bytes
+        )
         buffer, address = allocate(size)
         ctypes.memmove(address, scratch, size)
         return buffer
@@ -222,6 +251,8 @@ class Compressor:
         start = time.perf_counter()
         slot: Slot = ticket.slot
         frames.decode_sum(address, size, slot.size, slot.expected, factor, out, slot)
+        if self._controller is not None and self._reads_frames:
+            self._controller.arrived(slot.name, controller.read_arrival(address, slot.size, slot.spec.levels))
         self.decoded(slot, size, start)
 
     def decoded(self, slot: Slot, size: int, start: float) -> None:
@@ -237,35 +268,54 @@ class Compressor:
 
     def change(self, **changes: Any) -> None:
         """Change some of the arguments of ``Quantization.create`` from the next tensor on."""
-        self.quantization = self.quantization.changed(**changes)
+        self._use(self.quantization.changed(**changes))
+
+    def _use(self, quantization: Quantization, past: Progress | None = None) -> None:
+        """Go on with ``quantization``, and its schedule after ``past``: where it is, or at its beginning."""
+        self._end_step_if_over()
+        if self._controller is not None and quantization.schedule is self.quantization.schedule:
+            past = self._controller.past
+        self.quantization = quantization
+        self._controller = None if quantization.schedule is None else Controller(quantization, past)
+
+    def _end_step_if_over(self) -> None:
+        if not self.steps.on_their_way:
+            self._end_step()
 
     def state(self) -> dict[str, Any]:
         """What continues a run: plain values that can be saved and broadcast."""
-        return {
-            "version": STATE_VERSION,
-            "step": self.steps.current,
-            "seed": self._seed,
-            **dataclasses.asdict(self.quantization),
-        }
+        self._end_step_if_over()
+        state = {"version": STATE_VERSION, "step": self.steps.step, "seed": self._seed, **self.quantization.saved()}
+        return state if self._controller is None else {**state, controller.KEY: self._controller.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue where ``state()`` was taken; tensors that are on their way are forgotten."""
-        quantization, seed, step = read_state(state, "step")
+        saved, step = read_state(state, "step")
         step = whole_number("step", step, 0, STEPS - 1)
-        self.quantization, self._seed = quantization, seed
         self._slots.clear()
         self.steps.begin(step)
+        self._seed, self._controller = saved.seed, None
+        self._use(saved.quantization, saved.past)
 
 
-def read_state(state: dict[str, Any], position: str) -> tuple[Quantization, int, Any]:
-    """Quantization and seed of a compressor's saved state, checked, and its entry ``position``, which is not."""
+class Saved(NamedTuple):
+    """What the saved states of all frontends have in common."""
+
+    quantization: Quantization
+    seed: int
+    past: Progress | None  # of the schedule, if there is one
+
+
+def read_state(state: dict[str, Any], position: str) -> tuple[Saved, Any]:
+    """What is in a compressor's saved state, checked, and its entry ``position``, which is not."""
     try:
         if state["version"] != STATE_VERSION:
             raise QSGDError(f"this state is of version {state['version']}, this hvd_qsgd knows {STATE_VERSION}")
         seed = whole_number("seed", state["seed"], 0, 2**64 - 1)
         fields = {name: state[name] for name in ("levels", "variance", "bucket_size", "norm", "codec", "dither")}
-        if fields["levels"] is None and fields["variance"] is None:
-            raise QSGDError("levels=None and variance=None: a state has one of them")
+        schedule, past = controller.read_state(state[controller.KEY]) if controller.KEY in state else (None, None)
+        if fields["levels"] is None and fields["variance"] is None and schedule is None:
+            raise QSGDError("levels=None and variance=None, and no schedule: a state has one of them")
         where = state[position]
     except QSGDError:
         raise
@@ -273,4 +323,4 @@ def read_state(state: dict[str, Any], position: str) -> tuple[Quantization, int,
         raise QSGDError(
             f"this is not a state of a QSGD compressor: {error!r}; pass what state_dict() returned"
         ) from error
-    return Quantization.create(**fields), seed, where
+    return Saved(Quantization.create(**fields, schedule=schedule), seed, past), where

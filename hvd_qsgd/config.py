@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-import numbers
-import operator
 from typing import Any, Union
 
+from hvd_qsgd.checks import positive, whole_number
 from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.schedule import KINDS, Schedule
 from hvd_qsgd.wire import CODECS, DITHERS, NORMS, ONEBIT
 
 MAX_BUCKET_SIZE = 1 << 48
@@ -42,8 +42,8 @@ class Quantization:
     """How values become codes: what a frame's header says of it, or what decides that.
 
     Attributes:
-        levels: s; a code is an integer in [-s, s]. None: as many as ``variance`` asks for. ``"sqrt"``: √n, n being the
-            elements of a bucket (QSGD, theorem 3.3), or the most that the codec has.
+        levels: s; a code is an integer in [-s, s]. None: as many as ``variance`` or ``schedule`` asks for.
+            ``"sqrt"``: √n, n being the elements of a bucket (QSGD, theorem 3.3), or the most that the codec has.
         bucket_size: elements that share one scale; ``None``: one scale for the whole tensor.
         norm: ``"max"`` or ``"l2"``, what the scale is (QSGD, Alistarh et al. 2017, section 4 and section 3.1);
             ``"none"`` with codec ``"onebit"``.
@@ -55,6 +55,7 @@ class Quantization:
         dither: ``"nonsubtractive"`` (QSGD's random rounding), or ``"subtractive"``: decoders subtract the random
             numbers again, so that the error does not depend on the value (L. Schuchman, "Dither signals and their
             effect on quantization noise", 1964).
+        schedule: decides the levels of each step (``hvd_qsgd.schedule``), or None.
     """
 
     levels: Levels
@@ -63,6 +64,7 @@ class Quantization:
     codec: str
     variance: float | None = None
     dither: str = "nonsubtractive"
+    schedule: Schedule | None = None
 
     @classmethod
     def create(
@@ -74,6 +76,7 @@ class Quantization:
         norm: str | None = None,
         codec: str | None = None,
         dither: str = "nonsubtractive",
+        schedule: Schedule | None = None,
     ) -> Quantization:
         """Check the arguments, fill in what was not given, and resolve ``bits`` to levels: 2^(bits-1) - 1.
 
@@ -90,7 +93,7 @@ class Quantization:
         if bucket_size is not None:
             bucket_size = whole_number("bucket_size", bucket_size, 1, MAX_BUCKET_SIZE, " (or None: the whole tensor)")
         if codec == ONEBIT:
-            return cls._onebit(bits, levels, variance, bucket_size, norm, dither)
+            return cls._onebit(bits, levels, variance, bucket_size, norm, dither, schedule)
         if norm is None:
             norm = "max" if variance is None else "l2"
         if not isinstance(norm, str) or norm not in NORMS:
@@ -104,17 +107,20 @@ class Quantization:
                 f"dither='subtractive' does not go with codec={codec!r}: use 'packed' or 'ternary', or "
                 "dither='nonsubtractive'"
             )
-        _check_given_once(bits=bits, levels=levels, variance=variance)
+        _check_given_once(bits=bits, levels=levels, variance=variance, schedule=schedule)
+        if schedule is not None:
+            _check_schedule(schedule, codec)
+            return cls(None, bucket_size, norm, codec, None, dither, schedule)
         if variance is not None:
             return cls(None, bucket_size, norm, codec, positive("variance", variance, 0.1), dither)
         return cls(_resolve_levels(bits, levels, codec), bucket_size, norm, codec, None, dither)
 
     @classmethod
     def _onebit(
-        cls, bits: Any, levels: Any, variance: Any, bucket_size: int | None, norm: Any, dither: Any
+        cls, bits: Any, levels: Any, variance: Any, bucket_size: int | None, norm: Any, dither: Any, schedule: Any
     ) -> Quantization:
         """1-bit SGD's, which has nothing else to choose; what a state says of it is taken."""
-        given = {"bits": bits, "levels": levels if levels != 1 else None, "variance": variance}
+        given = {"bits": bits, "levels": levels if levels != 1 else None, "variance": variance, "schedule": schedule}
         given |= {"norm": norm if norm != "none" else None, "dither": dither if dither != "nonsubtractive" else None}
         for name, value in given.items():
             if value is not None:
@@ -127,28 +133,28 @@ class Quantization:
     def changed(self, **changes: Any) -> Quantization:
         """A checked copy with some of ``create``'s arguments changed; the others stay as they are.
 
-        A new codec brings its default levels, unless a variance decides.
+        A new codec brings its default levels, unless a variance or a schedule decides.
         """
-        quality = {"bits", "levels", "variance"}
+        quality = {"bits", "levels", "variance", "schedule"}
         others = ("bucket_size", "norm", "codec", "dither")
         unknown = set(changes) - quality - set(others)
         if unknown:
             raise QSGDError(
-                f"{_names(unknown)} cannot be changed: only bits, levels, variance, bucket_size, norm, codec and "
-                "dither can"
+                f"{_names(unknown)} cannot be changed: only bits, levels, variance, schedule, bucket_size, norm, "
+                "codec and dither can"
             )
         codec = changes.get("codec", self.codec)
         if codec != self.codec and ONEBIT in (codec, self.codec):  # which have only the buckets in common
             return Quantization.create(**{"bucket_size": self.bucket_size, **changes})
         kept: dict[str, Any] = {name: getattr(self, name) for name in others}
         if not quality & set(changes):
-            kept["variance"] = self.variance
+            kept["variance"], kept["schedule"] = self.variance, self.schedule
             if "codec" not in changes:
                 kept["levels"] = self.levels
         return Quantization.create(**{**kept, **changes})
 
     def levels_for(self, count: int) -> int:
-        """Levels for a tensor of ``count`` elements, or as many as may be chosen for a variance."""
+        """Levels for a tensor of ``count`` elements, or as many as may be chosen for a variance or by a schedule."""
         if isinstance(self.levels, int):
             return self.levels
         if self.levels is None:
@@ -161,8 +167,14 @@ class Quantization:
         """Whether all frames of a tensor are equally long, and how long is known before."""
         return self.levels is not None and self.codec != AUTO and not CODECS[self.codec].variable
 
+    def saved(self) -> dict[str, Any]:
+        """Everything but the schedule, as plain values."""
+        names = (field.name for field in dataclasses.fields(self) if field.name != "schedule")
+        return {name: getattr(self, name) for name in names}
+
     def __str__(self) -> str:
-        quality = f"levels={self.levels}" if self.variance is None else f"variance={self.variance}"
+        name = next(name for name in ("variance", "schedule", "levels") if getattr(self, name) is not None)
+        quality = f"{name}={getattr(self, name)}"
         dither = f", dither={self.dither!r}" if self.dither == "subtractive" else ""
         return f"{quality}, bucket_size={self.bucket_size}, norm={self.norm!r}, codec={self.codec!r}{dither}"
 
@@ -171,38 +183,18 @@ class Quantization:
         return max(count, 1) if self.bucket_size is None else self.bucket_size
 
 
-def whole_number(name: str, value: Any, low: int, high: int, also: str = "") -> int:
-    """``value`` as an int in [low, high], or a QSGDError that names the argument."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = low - 1
-    if isinstance(value, bool) or not low <= number <= high:
-        most = f"2^{high.bit_length()} - 1" if high >= 2**32 - 1 and high & (high + 1) == 0 else high
-        raise QSGDError(f"{name}={value!r} is not a whole number from {low} to {most}{also}")
-    return number
-
-
-def encodable(text: str) -> bool:
-    """Whether ``text`` can be sent: not with half of a surrogate pair, as names of files may have."""
-    return text == text.encode("utf-8", "ignore").decode()
-
-
 def _check_given_once(**quality: Any) -> None:
     given = [f"{name}={value!r}" for name, value in quality.items() if value is not None]
     if len(given) > 1:
         raise QSGDError(f"{' and '.join(given)} each say how fine the rounding is: give one of them")
 
 
-def positive(name: str, value: Any, example: float) -> float:
-    """``value`` as a float that is positive and finite, or a QSGDError that names the argument."""
-    try:
-        number = 0.0 if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
-    except OverflowError:  # of a whole number beyond float64
-        number = math.inf
-    if not 0 < number < math.inf:
-        raise QSGDError(f"{name}={value!r} is not a positive number, such as {example}")
-    return number
+def _check_schedule(schedule: Any, codec: str) -> None:
+    if not isinstance(schedule, Schedule):
+        raise QSGDError(f"schedule={schedule!r} is none: use one of {_names(KINDS)} of hvd_qsgd.schedule")
+    if most_levels(codec) == 1:
+        raise QSGDError(f"schedule={schedule!r} does not go with codec={codec!r}, which has one level")
+    schedule.check(codec, most_levels(codec))
 
 
 def most_levels(codec: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Callable
 import horovod.torch as hvd
 import torch
 
-from hvd_qsgd.config import positive
+from hvd_qsgd.checks import positive
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.transport.horovod import HorovodTransport
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 from hvd_qsgd import frames, native, wire
-from hvd_qsgd.config import whole_number
+from hvd_qsgd.checks import whole_number
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.steps import Slot
 

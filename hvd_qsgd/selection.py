@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable
 from typing import Any, Callable, Union
 
-from hvd_qsgd.config import encodable
+from hvd_qsgd.checks import encodable
 from hvd_qsgd.errors import QSGDError
 
 Predicate = Callable[[Union[str, None], Any], bool]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import re
@@ -21,6 +20,7 @@ except ImportError as _error:
     ) from _error
 
 from hvd_qsgd import frames, native, presets, residuals, tensorflow_ops, wire
+from hvd_qsgd.checks import whole_number
 from hvd_qsgd.compressor import STATE_VERSION, Options, read_state
 from hvd_qsgd.config import (
     AUTO,
@@ -31,7 +31,6 @@ from hvd_qsgd.config import (
     Levels,
     Quantization,
     most_levels,
-    whole_number,
 )
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method
@@ -222,8 +221,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         """
         with tf.init_scope():
             steps = {name: int(step) % STEPS for name, step in self._next_steps.items()}
-        quantization = dataclasses.asdict(self._quantization())
-        state = {"version": STATE_VERSION, "steps": steps, "seed": self._seed(), **quantization}
+        state = {"version": STATE_VERSION, "steps": steps, "seed": self._seed(), **self._quantization().saved()}
         return state if self._residuals is None else {**state, residuals.KEY: self._residuals.state()}
 
     @Method
@@ -232,7 +230,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
         A rank that loads another's residuals, or a state without them, begins with zeros.
         """
-        quantization, seed, steps = read_state(state, "steps")
+        saved, steps = read_state(state, "steps")
         if not isinstance(steps, dict):
             raise QSGDError(f"steps={steps!r} is not a step for each tensor; pass what state_dict() returned")
         checked = {str(name): whole_number(f"step of {name}", step, 0, STEPS - 1) for name, step in steps.items()}
@@ -241,7 +239,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             self._residuals.load(owner, arrays)
             if hvd.is_initialized():
                 self._residuals.belong_to(membership(hvd, self._process_set)[0])
-        self._set(quantization, seed)
+        self._set(saved.quantization, saved.seed)
         with tf.init_scope():
             for name in {*self._next_steps, *checked}:
                 self._counter(name).assign(checked.get(name, 0))
@@ -330,6 +328,11 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         return self._next_steps[name]
 
     def _set(self, quantization: Quantization, seed: int) -> None:
+        if quantization.schedule is not None:
+            raise QSGDError(
+                "a schedule decides between the steps of Python, and a TensorFlow graph has none: schedules are for "
+                "PyTorch; call change(levels=...) between the calls of a tf.function instead"
+            )
         with tf.init_scope():
             self._settings.assign(_settings(quantization, seed))
 

@@ -23,6 +23,7 @@ from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method
 from hvd_qsgd.qsvrg import QSVRG as QSVRG
 from hvd_qsgd.residuals import Residuals
+from hvd_qsgd.schedule import Schedule
 from hvd_qsgd.selection import ParameterNames, Skip, make_skip
 from hvd_qsgd.stats import Stats
 from hvd_qsgd.steps import Slot, Ticket
@@ -55,6 +56,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             of each value, and the means of either sign in a bucket, to which no other argument but bucket_size applies.
         dither: "nonsubtractive"; or "subtractive", with codec "packed" or "ternary": receivers subtract the random
             numbers that were added before rounding. About half of the variance for the same bits, for zeros as well.
+        schedule: decides the levels instead, in each step: ``hvd_qsgd.schedule.Budget(bits_per_coordinate=2.5,
+            steps=1000)``, ``DQSGD``, ``Piecewise`` or ``Constant``. The same on all ranks.
         named_parameters: ``model.named_parameters()``. Needed only if ranks leave different parameters unused in a
             step, for ``skip`` by name, and for messages with names.
         min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.
@@ -97,6 +100,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         norm: str | None = None,
         codec: str | None = None,
         dither: str = "nonsubtractive",
+        schedule: Schedule | None = None,
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
         min_size: int = DEFAULT_MIN_SIZE,
         skip: Skip = None,
@@ -111,7 +115,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
     ) -> None:
         if not isinstance(grouped, bool):
             raise QSGDError(f"grouped={grouped!r} is neither True nor False")
-        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
+        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither, schedule)
         self._core = Compressor(quantization, Options(min_size, seed, name, measure_error, error_feedback, clip))
         self._residuals = Residuals(torch.zeros, torch.Tensor.data_ptr) if error_feedback else None
         named_parameters = None if named_parameters is None else list(named_parameters)
@@ -142,8 +146,8 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
 
     @property
     def levels(self) -> Levels:
-        """Levels on either side of zero, as of the next gradient, or "sqrt"; None with ``variance``."""
-        return self._core.quantization.levels
+        """Levels on either side of zero, as of the next gradient, or "sqrt"; None if they differ by tensor."""
+        return self._core.levels
 
     def __repr__(self) -> str:
         return f"QSGD({self._core.quantization})"
@@ -179,10 +183,10 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
 
     @Method
     def change(self, **changes: Any) -> None:
-        """Change any of the arguments from ``bits`` to ``dither``, from the next gradient on.
+        """Change any of the arguments from ``bits`` to ``schedule``, from the next gradient on.
 
-        Ranks may differ in these for a while: frames say how they were made. With gradients on a GPU they must go on
-        together from packed or ternary codes to others, and back.
+        Ranks may differ in these for a while, but not in a schedule: frames say how they were made. With gradients on a
+        GPU they must go on together from packed or ternary codes to others, and back.
         """
         self._core.change(**changes)
 

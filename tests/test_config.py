@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from hvd_qsgd import QSGDError, native
+from hvd_qsgd.checks import whole_number
 from hvd_qsgd.compressor import Options
-from hvd_qsgd.config import Quantization, whole_number
+from hvd_qsgd.config import Quantization
 
 DEFAULT = Quantization(levels=7, bucket_size=512, norm="max", codec="packed")
 
@@ -114,7 +115,10 @@ def test_whether_frames_are_equally_long(how: dict[str, Any], fixed: bool) -> No
             {"codec": "ternary", "bits": 4},
             "bits=4 does not go with codec='ternary', which has one level: leave bits out",
         ),
-        ({"seed": 1}, "'seed' cannot be changed: only bits, levels, variance, bucket_size, norm, codec and dither can"),
+        (
+            {"seed": 1},
+            "'seed' cannot be changed: only bits, levels, variance, schedule, bucket_size, norm, codec and dither can",
+        ),
         ({"norm": "l1"}, "norm='l1' is unknown: use one of 'l2', 'max'"),
         ({"codec": "elias"}, "codec='elias' is unknown: use one of 'auto', 'elias-dense', 'elias-sparse',"),
         (

@@ -14,10 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "tensorflow", "keras", "horovod", "mpi4py")
 FREE_OF_FRAMEWORKS = sorted(
     {
-        "__main__", "arrays", "compare", "compressor", "config", "describe", "errors", "frames", "methods", "native",
-        "native_cuda", "plot", "presets", "residuals",
-        "selection", "stats", "steps", "timing", "wire", "transport", "transport.horovod", "transport.mpi",
-        "mpi",
+        "__main__", "arrays", "checks", "compare", "compressor", "config", "controller", "describe", "errors",
+        "frames", "methods", "mpi", "native", "native_cuda", "plot", "presets", "progress", "residuals", "schedule",
+        "selection", "stats", "steps", "timing", "transport", "transport.horovod", "transport.mpi", "wire",
     }
 )  # fmt: skip
 
