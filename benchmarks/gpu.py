@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import gpu_baselines, torch_baselines
+from benchmarks import resnet50, torch_baselines
 from benchmarks.gpu_device import Device, Exchange
 from hvd_qsgd import native_cuda
 
 EMULATED = Path(__file__).parents[1] / "build/cuda-emulated/libhvd_qsgd_cuda.so"
-LOG2_N, LOG2_EMULATED, LOG2_HOOK = 28, 11, 22
+LOG2_N, LOG2_EMULATED = 28, 11
 BYTES_AN_ELEMENT = 30  # of memory, for all that the first table needs
 RANKS = 8
 TURNS = 15
@@ -40,7 +40,7 @@ BARS = {
     ("encode", "4 bits, l2", "float32"): 0.8,
     (f"sum of {RANKS}", "4 bits", "float32"): 0.8,
 }
-TIMES_BASELINE = 10  # what ours should be faster than others'
+TIMES_BASELINE = 10  # how much faster ours should be
 STEP_MS = 2.0  # for a step of ResNet-50
 
 Row = Sequence[str]
@@ -102,39 +102,19 @@ def kernels_table(device: Device, n: int) -> Iterator[Row]:
         yield case.operation, case.setting, case.dtype, *numbers
 
 
-def hook_table(device: Device, n: int) -> Iterator[Row]:
-    """PyTorch's hook loops over buckets in Python: less data, and time on the clock for both."""
-    one = Exchange(device, device.gaussian(n), {"bits": 4}, ranks=1)
-
-    def exchange() -> None:
-        one.encode()
-        one.decode_sum()
-
-    with gpu_baselines.quantization_hook(device, one.gradient) as hook:
-        hook()
-        others = statistics.median(device.host_seconds(hook, wait=True) for _ in range(3))
-    exchange()
-    ours = statistics.median(device.host_seconds(exchange, wait=True) for _ in range(TURNS))
-    yield "quantize and dequantize, one rank", "ms on the clock", "times ours", "bar"
-    yield "ours, 4 bits, bucket 512", f"{ours * 1e3:.3f}", "1", ""
-    times = others / ours
-    judgement = judged(times, TIMES_BASELINE)
-    yield "PyTorch's quantization_perchannel_hook", f"{others * 1e3:.3f}", f"{times:.0f}", judgement
-
-
 # ---- many tensors ----
 
 
 def step_table(device: Device) -> Iterator[Row]:
     yield "ResNet-50: encode, and sum of 8", "tensors", "ms on the GPU", "ms of the host", "bar, both"
-    shapes = gpu_baselines.resnet50_shapes()
+    shapes = resnet50.shapes()
     if device.emulated:
-        shapes = [shape for shape in shapes if gpu_baselines.elements(shape) < 10_000][:9]
+        shapes = [shape for shape in shapes if resnet50.elements(shape) < 10_000][:9]
     for what, chosen in (
         ("all tensors", shapes),
         ("those with 2 dimensions or more, as by default", [shape for shape in shapes if len(shape) > 1]),
     ):
-        tensors = [Exchange(device, device.gaussian(gpu_baselines.elements(s)), {"bits": 4}, RANKS) for s in chosen]
+        tensors = [Exchange(device, device.gaussian(resnet50.elements(s)), {"bits": 4}, RANKS) for s in chosen]
         on_gpu, of_host = step_seconds(device, tensors)
         numbers = f"{on_gpu * 1e3:.3f}", f"{of_host * 1e3:.3f}"
         yield what, str(len(tensors)), *numbers, judged(max(on_gpu, of_host) * 1e3, STEP_MS, at_least=False)
@@ -178,10 +158,8 @@ def default_log2(device: Device) -> int:
 
 def report(device: Device, log2: int) -> tuple[str, bool]:
     """All tables, and whether all could be made."""
-    hook_n = 1 << min(log2, LOG2_HOOK)
     parts: list[tuple[str, Callable[[], Iterator[Row]]]] = [
         (f"n = 2^{log2}", lambda: kernels_table(device, 1 << log2)),
-        (f"n = {hook_n}", lambda: hook_table(device, hook_n)),
         ("many tensors", lambda: step_table(device)),
     ]
     texts, complete = [f"{device.name}, bucket 512 and max norm unless it says otherwise"], True

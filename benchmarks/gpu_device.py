@@ -23,7 +23,9 @@ class Device:
 
     def __init__(self, emulated: bool) -> None:
         if not emulated and not torch.cuda.is_available():
-            raise SystemExit(f"benchmarks.gpu: torch {torch.__version__} sees no GPU; --emulated only tries the program")
+            raise SystemExit(
+                f"benchmarks.gpu: torch {torch.__version__} sees no GPU; --emulated only tries the program"
+            )
         self.emulated = emulated
         self.kind = "cpu" if emulated else "cuda"
         self.library = native_cuda.library()

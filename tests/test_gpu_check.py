@@ -1,0 +1,56 @@
+"""`make gpu-check` and its benchmark, as far as they go without a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+import gpu_check  # noqa: E402
+
+torch = pytest.importorskip("torch")
+
+
+def run(*command, **environment):
+    how = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT), **environment}}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, **how)
+
+
+def test_without_a_gpu_it_says_so():
+    done = run("tools/gpu_check.py", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 1
+    assert "no PyTorch that sees a GPU: nothing was checked" in done.stderr
+
+
+def test_parts_that_fail_stop_no_other(monkeypatch, capfd):
+    commands = [("good", "pass", 60), ("bad", "raise SystemExit(3)", 60), ("slow", "input()", 0.01)]
+    parts = [gpu_check.Part(name, [sys.executable, "-c", code], limit) for name, code, limit in commands]
+    monkeypatch.setattr(gpu_check, "compute_capability", lambda: "90")
+    monkeypatch.setattr(
+        gpu_check, "parts", lambda *_: [*parts, parts[0], gpu_check.Part("none", ["./is not there"], 1)]
+    )
+    assert gpu_check.main([]) == 1
+    table = [line.split()[:2] for line in capfd.readouterr().out.splitlines() if not line.startswith("==")]
+    ends = ["passed", "FAILED", "STOPPED", "passed", "FAILED"]
+    assert table == [[name, end] for name, end in zip(("good", "bad", "slow", "good", "none"), ends)]
+
+
+def test_all_parts_name_tests_that_are_there():
+    files = [word for part in gpu_check.parts("90", None) for word in part.command if word.startswith("tests/")]
+    assert files
+    assert all((ROOT / file).exists() for file in files)
+    named = gpu_check.FEW.split(" or ")
+    sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_cuda_*code.py"))
+    assert all(f"def {name}(" in sources for name in named)
+
+
+def test_the_benchmark(tmp_path):
+    done = run("-m", "benchmarks.gpu", "--emulated", "--output", str(tmp_path / "table.md"))
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert table in done.stdout
+    assert table.startswith("no GPU: emulated, the times mean nothing")
+    assert "| sum of 8" in table
