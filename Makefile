@@ -188,7 +188,7 @@ fuzz:                                ## run mutated frames through the decoders,
 	    $(if $(findstring fuzzer,$(FUZZER)),-runs=$(FUZZ) -max_len=8192,$(FUZZ) $(FUZZ_SEED)) || exit 1; done
 
 # ---- tests, checks, examples ---------------------------------------------------------------------
-.PHONY: env test asan-test lint format bench demo paper lock clean distclean help
+.PHONY: env test asan-test gpu-check lint format bench demo paper lock clean distclean help
 env:                                 ## make .venv: pinned packages, Horovod built from source (once; minutes)
 	@p=$$(for p in $(BASE_PYTHON) python3.11 python3; do \
 	    $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done); \
@@ -207,6 +207,9 @@ asan-test: $(ENV) asan-kernels       ## run the kernel tests under the sanitizer
 	$(PYTHON) -m pytest -q -p no:cacheprovider --capture=sys $(SANITIZED_TESTS) $(ARGS)
 
 KERNEL_FILES = $(wildcard tests/fuzz/*.cpp tests/cuda_emulation/* kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cuh)
+gpu-check:                           ## with a GPU: build for it, test, measure; PYTHON= one with PyTorch
+	$(PYTHON) tools/gpu_check.py $(ARGS)
+
 lint: $(ENV)                         ## ruff, mypy --strict, clang-format: change nothing
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import gpu, resnet50  # noqa: E402
+from benchmarks import gpu, resnet50
 
 ROOT = Path(__file__).resolve().parent.parent
 
