@@ -206,10 +206,12 @@ asan-test: $(ENV) asan-kernels       ## run the kernel tests under the sanitizer
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 HVD_QSGD_LIBRARY=$(ASAN_LIBRARY) \
 	$(PYTHON) -m pytest -q -p no:cacheprovider --capture=sys $(SANITIZED_TESTS) $(ARGS)
 
-KERNEL_FILES = $(wildcard tests/fuzz/*.cpp tests/cuda_emulation/* kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cuh)
 gpu-check:                           ## with a GPU: build for it, test, measure; PYTHON= one with PyTorch
+	@command -v $(PYTHON) >/dev/null || { echo "gpu-check: $(PYTHON) is not there; name a Python with PyTorch for" \
+	    "the GPU, NumPy and pytest: make gpu-check PYTHON=python3" >&2; exit 1; }
 	$(PYTHON) tools/gpu_check.py $(ARGS)
 
+KERNEL_FILES = $(wildcard tests/fuzz/*.cpp tests/cuda_emulation/* kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cuh)
 lint: $(ENV)                         ## ruff, mypy --strict, clang-format: change nothing
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .

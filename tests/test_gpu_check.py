@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,27 @@ def test_parts_that_fail_stop_no_other(monkeypatch, capfd):
     assert table == [[name, end] for name, end in zip(("good", "bad", "slow", "good", "none"), ends)]
 
 
+def test_what_a_part_has_started_ends_with_it(tmp_path):
+    child = f"import time; time.sleep(3); open({str(tmp_path / 'x')!r}, 'w')"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    ended, _ = gpu_check.run(gpu_check.Part("slow", [sys.executable, "-c", code], 1))
+    assert ended == "STOPPED after 1 s"
+    time.sleep(3)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_missing_sanitizer_shows(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda _: None)
+    parts = gpu_check.parts("90", None)
+    assert sum(part.limit for part in parts) <= 9 * 60
+    monkeypatch.setattr(gpu_check, "compute_capability", lambda: "90")
+    monkeypatch.setattr(gpu_check, "parts", lambda *_: [part for part in parts if part.command is None])
+    assert gpu_check.main([]) == 0
+    assert capsys.readouterr().out.count(gpu_check.LEFT_OUT) == 2
+
+
 def test_all_parts_name_tests_that_are_there():
-    files = [word for part in gpu_check.parts("90", None) for word in part.command if word.startswith("tests/")]
+    files = [word for part in gpu_check.parts("90", None) for word in part.command or () if word.startswith("tests/")]
     assert files
     assert all((ROOT / file).exists() for file in files)
     named = gpu_check.FEW.split(" or ")
