@@ -80,6 +80,18 @@ QSGD_HD uint64_t most_stream_bytes(uint64_t units, uint64_t streams) {
     return kRansMostUnit * units + kRansStateBytes * streams;
 }
 
+// What a payload's first kRansHead bytes say of a tensor of `count` elements; whether an encoder may say so.
+template <class Model>
+QSGD_HD bool read_rans_head(const uint8_t* p, uint64_t count, Model& model) {
+    const uint8_t mode = p[0];
+    model.classes = p[1];
+    memcpy(&model.columns, p + 4, 4);
+    if (mode > kColumnClasses || model.classes < 1 || model.classes > kRansMaxClasses || p[2] || p[3])
+        return false;
+    model.mode = static_cast<RansMode>(mode);
+    return mode == kColumnClasses ? model.columns >= 16 && model.columns <= count : model.columns == 0;
+}
+
 // Whether the table could be read and every symbol's interval lies in [0, 1024).
 QSGD_HD bool read_rans_table(const uint8_t* p, uint64_t bytes, RansTable& t) {
     if (bytes < 4) return false;

@@ -38,23 +38,12 @@ class RansPayload : public PayloadParts {
         const uint64_t count = frame.header.count;
         begin(frame);
         if (count == 0) return left_ == 0;
-        return read_head(count) && read_tables() && read_classes(count) && read_lengths(count);
+        const uint8_t* head;
+        return take(kRansHead, head) && read_rans_head(head, count, coded.rans) && read_tables() &&
+               read_classes(count) && read_lengths(count);
     }
 
   private:
-    bool read_head(uint64_t count) {
-        const uint8_t* head;
-        if (!take(kRansHead, head)) return false;
-        RansDecoder& d = coded.rans;
-        const uint8_t mode = head[0];
-        d.classes = head[1];
-        memcpy(&d.columns, head + 4, 4);
-        if (mode > kColumnClasses || d.classes < 1 || d.classes > kRansMaxClasses || head[2] || head[3])
-            return false;
-        d.mode = static_cast<RansMode>(mode);
-        return mode == kColumnClasses ? d.columns >= 16 && d.columns <= count : d.columns == 0;
-    }
-
     bool read_tables() {
         RansDecoder& d = coded.rans;
         slots_.reset(new uint32_t[d.classes * kRansOne]);

@@ -24,17 +24,6 @@ struct PayloadParts {
         return true;
     }
 
-    __device__ bool head(RansView& view, uint64_t count) {
-        const uint8_t* head;
-        if (!take(kRansHead, head)) return false;
-        memcpy(&view.columns, head + 4, 4);
-        view.classes = head[1];
-        if (head[0] > kColumnClasses || view.classes < 1 || view.classes > kRansMaxClasses) return false;
-        if (head[2] || head[3]) return false;
-        view.mode = static_cast<RansMode>(head[0]);
-        return view.mode == kColumnClasses ? view.columns >= 16 && view.columns <= count : view.columns == 0;
-    }
-
     __device__ bool tables(RansView& view) {
         for (uint32_t c = 0; c < view.classes; ++c) {
             const uint8_t* bytes;
@@ -50,7 +39,9 @@ __device__ bool read_head(const FrameView& frame, RansView& view, Shared& shared
     PayloadParts parts = {frame.base + frame.at.payload, frame.header.coded_bytes - frame.at.payload};
     if (count > 0) {
         const uint64_t units = ceil_div(ceil_div(count, kUnit), 2);
-        if (!parts.head(view, count) || !parts.tables(view)) return false;
+        const uint8_t* head;
+        if (!parts.take(kRansHead, head) || !read_rans_head(head, count, view)) return false;
+        if (!parts.tables(view)) return false;
         if (!parts.take(view.mode == kOneClass ? 0 : units, view.units)) return false;
         if (!parts.take(view.columns, view.column_bytes)) return false;
     }
