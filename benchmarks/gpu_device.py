@@ -32,8 +32,8 @@ class Device:
         self.name = "no GPU: emulated, the times mean nothing" if emulated else torch.cuda.get_device_name()
 
     @property
-    def stream(self) -> int | None:
-        return None if self.emulated else torch.cuda.current_stream().cuda_stream
+    def stream(self) -> int:
+        return 0 if self.emulated else torch.cuda.current_stream().cuda_stream
 
     def bytes(self, size: int) -> torch.Tensor:
         return torch.zeros(max(size, 1), dtype=torch.uint8, device=self.kind)
@@ -83,13 +83,11 @@ class Device:
         self.synchronize()
         return [begin.elapsed_time(end) / 1e3 for begin, end in zip(marks, marks[1:])]
 
-    def host_seconds(self, run: Run, wait: bool = False) -> float:
-        """What the caller spends, from an idle GPU on; with ``wait`` until the GPU is idle again."""
+    def host_seconds(self, run: Run) -> float:
+        """What the caller spends, from an idle GPU on."""
         self.synchronize()
         start = time.perf_counter()
         run()
-        if wait:
-            self.synchronize()
         return time.perf_counter() - start
 
 
@@ -109,52 +107,34 @@ class Exchange:
         self.gradient_bytes = gradient.numel() * wire.ITEM_BYTES[self.dtype]
         self.frames, self.mean = device.bytes(ranks * self.frame_bytes), torch.empty_like(gradient)
         self.verdict = device.bytes(ctypes.sizeof(native_cuda.Verdict))
-        self.encode_scratch = self._scratch(device.library.qsgd_cuda_encode_scratch, self.spec)
-        self.decode_scratch = self._scratch(device.library.qsgd_cuda_decode_scratch, ranks)
+        self.encode_scratch = self._scratch(native_cuda.encode_scratch(self.spec))
+        self.decode_scratch = self._scratch(native_cuda.decode_scratch(ranks))
         for rank in reversed(range(ranks)):
             self.spec.rank = rank
             self.encode()
         self.decode_sum()
         self.check()
 
-    def _scratch(self, bytes_of: Callable[..., int], *arguments: Any) -> torch.Tensor:
-        size = ctypes.c_uint64()
-        self._accept(bytes_of(*arguments, size))
-        return self.device.bytes(size.value)
-
-    def _accept(self, status: int) -> None:
-        if status != native.OK:
-            said = self.device.library.qsgd_cuda_error().decode()
-            raise QSGDError(f"{self.setting}: the CUDA kernels returned status {status} ({said})")
+    def _scratch(self, size: int) -> tuple[torch.Tensor, tuple[int, int]]:
+        memory = self.device.bytes(size)
+        return memory, (memory.data_ptr(), memory.numel())
 
     def encode(self) -> None:
-        status = self.device.library.qsgd_cuda_encode(
-            self.spec,
-            self.gradient.data_ptr(),
-            self.frames.data_ptr() + self.spec.rank * self.frame_bytes,
-            self.frame_bytes,
-            None,
-            self.encode_scratch.data_ptr(),
-            self.encode_scratch.numel(),
-            self.device.stream,
-        )
-        self._accept(status)
+        frame = self.frames.data_ptr() + self.spec.rank * self.frame_bytes
+        room, (_, scratch) = self.frame_bytes, self.encode_scratch
+        native_cuda.encode(self.spec, self.gradient.data_ptr(), frame, room, scratch, self.device.stream)
 
     def decode_sum(self) -> None:
-        status = self.device.library.qsgd_cuda_decode_sum(
-            self.frames.data_ptr(),
-            self.frames.numel(),
+        native_cuda.decode_sum(
+            (self.frames.data_ptr(), self.frames.numel()),
             self.ranks,
             self.expected,
             1 / self.ranks,
-            None,
             self.mean.data_ptr(),
             self.verdict.data_ptr(),
-            self.decode_scratch.data_ptr(),
-            self.decode_scratch.numel(),
+            self.decode_scratch[1],
             self.device.stream,
         )
-        self._accept(status)
 
     def check(self) -> None:
         """Whether the last mean is one: frames without mistakes, near the gradient."""
