@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import math
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from hvd_qsgd import progress, schedule, wire
 from hvd_qsgd.config import Quantization, most_levels
 from hvd_qsgd.errors import QSGDError
-from hvd_qsgd.native import address_bytes
 from hvd_qsgd.progress import Arrival, Progress, levels_of, width_of
 
 KEY = "schedule"  # of a compressor's state
@@ -120,7 +120,7 @@ def read_arrival(address: int, ranks: int, levels: int) -> Arrival:
     """What the ``ranks`` frames at ``address``, which were checked, say of a tensor."""
     squares, sent, count = 0.0, 0, 0
     for _ in range(ranks):
-        header = wire.parse(address_bytes(address + sent, wire.HEADER_BYTES))
+        header = wire.parse(ctypes.string_at(address + sent, wire.HEADER_BYTES))
         squares += header.squared_norm
         sent += header.frame_bytes
         count = header.count

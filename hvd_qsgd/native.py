@@ -100,11 +100,6 @@ def status_text(status: int) -> str:
     return text.decode()
 
 
-def address_bytes(address: int, size: int) -> bytes:
-    """A copy of ``size`` bytes at ``address``."""
-    return ctypes.string_at(address, size)
-
-
 def encode(spec: Spec, gradient: int, frame: int, capacity: int) -> int:
     """Encode ``spec.count`` elements at address ``gradient`` into at most ``capacity`` bytes at ``frame``: how many?"""
     size = c_uint64()

@@ -102,11 +102,6 @@ class Steps:
             self.opened += 1
             return number, Ticket(number, self)
 
-    @property
-    def current(self) -> int:
-        """The step that the next tensor belongs to."""
-        return (self.step + 1) % STEPS if self.opened and not self.on_their_way else self.step
-
 
 def tensor_id(compressor: str, tensor: str) -> int:
     """The id on the wire: the same on all ranks and in every run."""
