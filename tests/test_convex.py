@@ -4,6 +4,7 @@ import argparse
 
 import numpy as np
 import pytest
+from test_experiments import run_and_continue
 
 from experiments import convex
 from experiments.problems import LogisticRegression
@@ -35,11 +36,6 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     for name, value in {"size": 64, "steps": 10, "workers": 2}.items():
         monkeypatch.setitem(convex.QUICK, name, value)
     options = argparse.Namespace(data_dir=None, output_dir=tmp_path, quick=True, seeds=1)
-    convex.main(options)
-    first = (tmp_path / "convex-quick.csv").read_text()
-    assert len(first.splitlines()) == 1 + 3 * 3 * 3
-    assert (tmp_path / "convex-quick.png").stat().st_size > 0
-    assert "logistic, λ = 0.01, at the bits of s = 3:" in capsys.readouterr().out
-    convex.main(options)
-    assert "27 of 27 runs are" in capsys.readouterr().out
-    assert (tmp_path / "convex-quick.csv").read_text() == first
+    printed, lines = run_and_continue(convex, options, 27, capsys)
+    assert len(lines) == 1 + 3 * 3 * 3
+    assert "logistic, λ = 0.01, at the bits of s = 3:" in printed

@@ -15,21 +15,33 @@ CASES = [
 ]
 
 
+def run_and_continue(experiment, options, runs, capsys):
+    """Run the command, as if stopped in the last of its runs, go on, and ask for it once more.
+
+    Returns what it printed at first, and the lines of its CSV file.
+    """
+    experiment.main(options)
+    printed = capsys.readouterr().out
+    assert f"run {runs} of {runs}" in printed
+    (csv,) = options.output_dir.glob("*.csv")
+    first = csv.read_text()
+    lines = first.splitlines(keepends=True)
+    assert csv.with_suffix(".png").stat().st_size > 0
+
+    csv.write_text("".join(lines[: -(len(lines) // runs)]))
+    experiment.main(options)
+    assert csv.read_text() == first
+    capsys.readouterr()
+    experiment.main(options)
+    assert f"{runs} of {runs} runs are" in capsys.readouterr().out
+    assert csv.read_text() == first
+    return printed, lines
+
+
 @pytest.mark.parametrize(("experiment", "smaller", "runs"), CASES, ids=[case[0].__name__ for case in CASES])
 def test_the_command_and_its_continuation(experiment, smaller, runs, tmp_path, monkeypatch, capsys):
     for name, value in smaller.items():
         monkeypatch.setitem(experiment.QUICK, name, value)
     write_idx(tmp_path, images=600, tests=16)
     options = argparse.Namespace(data_dir=tmp_path, images_dir=None, output_dir=tmp_path / "out", quick=True, seeds=1)
-    experiment.main(options)
-    assert f"run {runs} of {runs}" in capsys.readouterr().out
-    (csv,) = options.output_dir.glob("*.csv")
-    first = csv.read_text()
-    assert csv.with_suffix(".png").stat().st_size > 0
-
-    lines = first.splitlines(keepends=True)
-    csv.write_text("".join(lines[: -(len(lines) // runs)]))  # as if it had been stopped in the last run
-    experiment.main(options)
-    assert csv.read_text() == first
-    experiment.main(options)
-    assert f"{runs} of {runs} runs are" in capsys.readouterr().out
+    run_and_continue(experiment, options, runs, capsys)

@@ -5,6 +5,7 @@ import argparse
 import numpy as np
 import pytest
 from test_examples import mnist_data, write_idx
+from test_experiments import run_and_continue
 
 from experiments import variance_reduction
 from experiments.problems import LogisticRegression, mnist_3_or_8
@@ -44,14 +45,9 @@ def test_the_command(problem, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(variance_reduction, "mnist_3_or_8", lambda *_: problem)
     monkeypatch.setitem(variance_reduction.QUICK, "epochs", 3)
     options = argparse.Namespace(data_dir=None, output_dir=tmp_path, quick=True, seeds=2)
-    variance_reduction.main(options)
-    first = (tmp_path / "variance_reduction-quick.csv").read_text()
-    assert len(first.splitlines()) == 1 + 2 * 4 * 3
-    assert (tmp_path / "variance_reduction-quick.png").stat().st_size > 0
-    assert "not reached" in capsys.readouterr().out
-    variance_reduction.main(options)
-    assert "8 of 8 runs are" in capsys.readouterr().out
-    assert (tmp_path / "variance_reduction-quick.csv").read_text() == first
+    printed, lines = run_and_continue(variance_reduction, options, 8, capsys)
+    assert len(lines) == 1 + 2 * 4 * 3
+    assert "not reached" in printed
 
 
 def test_too_few_images(tmp_path):

@@ -133,6 +133,15 @@ def loss_of(model: torch.nn.Module, *seed: int, size: int = 16) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(model(inputs).float(), labels)
 
 
+def train(model: torch.nn.Module, optimizer: Any, steps: range) -> str:
+    """Train on this rank's batch of each of the steps. Returns the digest of the weights, equal on all ranks."""
+    for step in steps:
+        loss_of(model, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return assert_replicas_equal(model.parameters())
+
+
 def wrap(
     model: torch.nn.Module | Iterable[tuple[str, torch.nn.Parameter]],
     compression: Any,

@@ -45,14 +45,6 @@ def make(schedule: Schedule | None, **how: Any) -> tuple[Any, QSGD, Any]:
     return model, compressor, rt.wrap(model, compressor, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9))
 
 
-def train(model: Any, optimizer: Any, steps: range) -> str:
-    for step in steps:
-        rt.loss_of(model, step).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return rt.assert_replicas_equal(model.parameters())
-
-
 SETTINGS: list[dict[str, Any]] = [
     {"schedule": Budget(4.6, STEPS)},
     {"schedule": Budget(4.2, STEPS, 0.95), "codec": "rans", "norm": "l2", "bucket_size": None},
@@ -135,13 +127,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(how: dict[str, Any]) -> None:
     for step in range(9):
         if step in (0, 1, 4):
             saved.append(copy.deepcopy([step, model.state_dict(), optimizer.state_dict(), compressor.state_dict()]))
-        end = train(model, optimizer, range(step, step + 1))
+        end = rt.train(model, optimizer, range(step, step + 1))
     for step, weights, momenta, state in saved:
         again, its_compressor, its_optimizer = make(None, **{k: v for k, v in how.items() if k == "error_feedback"})
         again.load_state_dict(weights)
         its_optimizer.load_state_dict(momenta)
         its_compressor.load_state_dict(state)
-        assert train(again, its_optimizer, range(step, 9)) == end
+        assert rt.train(again, its_optimizer, range(step, 9)) == end
         if how["schedule"].counts_bits:  # else lengths, which then do not matter, depend on those before
             assert its_compressor._core.state() == compressor._core.state()
     assert copy.deepcopy(compressor)._core.state() == compressor._core.state()

@@ -21,31 +21,23 @@ def make(seed: int = 5, **how: Any) -> tuple[torch.nn.Module, QSGD, Any]:
     return model, compressor, rt.wrap(model, compressor, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9))
 
 
-def train(model: torch.nn.Module, optimizer: Any, steps: range) -> str:
-    for step in steps:
-        rt.loss_of(model, step).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return rt.assert_replicas_equal(model.parameters())
-
-
 def test_a_resumed_run_is_the_uninterrupted_one() -> None:
     model, compressor, optimizer = make(bits=3, norm="l2")
-    train(model, optimizer, range(5))
+    rt.train(model, optimizer, range(5))
     saved = copy.deepcopy([model.state_dict(), optimizer.state_dict(), compressor.state_dict()])
-    end = train(model, optimizer, range(5, 10))
+    end = rt.train(model, optimizer, range(5, 10))
 
     again, its_compressor, its_optimizer = make(seed=99)  # bits, norm and seed come from the state
     again.load_state_dict(saved[0])
     its_optimizer.load_state_dict(saved[1])
     its_compressor.load_state_dict(saved[2])
-    assert train(again, its_optimizer, range(5, 10)) == end
+    assert rt.train(again, its_optimizer, range(5, 10)) == end
     assert its_compressor.state_dict() == compressor.state_dict()
 
     without, _, its_optimizer = make(bits=3, norm="l2")
     without.load_state_dict(saved[0])
     its_optimizer.load_state_dict(saved[1])
-    assert train(without, its_optimizer, range(5, 10)) != end, "the random numbers of the first steps, used again"
+    assert rt.train(without, its_optimizer, range(5, 10)) != end, "the random numbers of the first steps, used again"
 
 
 def test_the_state_can_be_broadcast() -> None:
@@ -59,7 +51,7 @@ def test_the_state_can_be_broadcast() -> None:
     optimizer.zero_grad()
     hvd.barrier()
     compressor.load_state_dict(hvd.broadcast_object(compressor.state_dict(), root_rank=0))
-    train(model, optimizer, range(3))
+    rt.train(model, optimizer, range(3))
     assert compressor.state_dict()["step"] >= 80
 
 

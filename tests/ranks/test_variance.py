@@ -81,23 +81,16 @@ def test_a_resumed_run_is_the_uninterrupted_one() -> None:
         compressor = QSGD(min_size=0, named_parameters=model.named_parameters(), **how)
         return model, compressor, rt.wrap(model, compressor)
 
-    def train(model: Any, optimizer: Any, steps: range) -> str:
-        for step in steps:
-            rt.loss_of(model, step).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return rt.assert_replicas_equal(model.parameters())
-
     model, compressor, optimizer = make(variance=0.2)
-    train(model, optimizer, range(5))
+    rt.train(model, optimizer, range(5))
     saved = copy.deepcopy([model.state_dict(), compressor.state_dict()])
     assert saved[1]["variance"] == 0.2
     assert saved[1]["levels"] is None
-    end = train(model, optimizer, range(5, 10))
+    end = rt.train(model, optimizer, range(5, 10))
     again, its_compressor, its_optimizer = make(bits=4)
     again.load_state_dict(saved[0])
     its_compressor.load_state_dict(saved[1])
-    assert train(again, its_optimizer, range(5, 10)) == end
+    assert rt.train(again, its_optimizer, range(5, 10)) == end
     assert its_compressor.state_dict() == compressor.state_dict()
     assert repr(its_compressor) == "QSGD(variance=0.2, bucket_size=None, norm='l2', codec='auto')"
     assert its_compressor.levels is None
