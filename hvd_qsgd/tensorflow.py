@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-import re
-import weakref
 from typing import Any, Callable, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 try:
@@ -19,25 +15,17 @@ except ImportError as _error:
         "hvd_qsgd.tensorflow needs Horovod built for TensorFlow, which cannot be imported here: see README.md"
     ) from _error
 
-from hvd_qsgd import frames, native, presets, residuals, tensorflow_ops, wire
-from hvd_qsgd.checks import whole_number
+from hvd_qsgd import presets, residuals, tensorflow_ops, tensorflow_settings, tensorflow_steps
 from hvd_qsgd.compressor import STATE_VERSION, Options, read_state
-from hvd_qsgd.config import (
-    AUTO,
-    DEFAULT,
-    DEFAULT_MIN_SIZE,
-    SQRT,
-    BucketSize,
-    Levels,
-    Quantization,
-    most_levels,
-)
+from hvd_qsgd.config import DEFAULT, DEFAULT_MIN_SIZE, BucketSize, Levels, Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method
 from hvd_qsgd.selection import Predicate, make_skip
 from hvd_qsgd.stats import Stats
-from hvd_qsgd.steps import STEPS, Steps, Ticket, operation_prefix, tensor_id
+from hvd_qsgd.steps import Ticket
+from hvd_qsgd.tensorflow_names import Names
 from hvd_qsgd.tensorflow_residuals import Residuals
+from hvd_qsgd.tensorflow_steps import StepsOfTensors
 from hvd_qsgd.transport.horovod import membership
 
 Tensor = Any  # tf.Tensor, to type checkers
@@ -128,11 +116,9 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         self._process_set = process_set
         self._ops = tensorflow_ops.library()  # if it cannot be loaded, say so before other ranks wait for this one
         self._id = next(_ids)
-        self._prefix: str | None = None
-        self._traced, self._reduced = NumbersOfGraphs(), NumbersOfGraphs()
-        self._eager = Steps()
-        self._settings = tensorflow_ops.variable(_settings(quantization, seed), tf.int64)
-        self._next_steps: dict[str, Any] = {}  # tensor -> the step that it belongs to next
+        self._names = Names(name, process_set, self._id)
+        self._settings = tensorflow_ops.variable(tensorflow_settings.row(quantization, seed), tf.int64)
+        self._steps = StepsOfTensors()
         self._residuals = Residuals() if error_feedback else None
 
     @classmethod
@@ -164,13 +150,13 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         gradient = tf.cast(tensor, WIRE_DTYPES[tensor.dtype])
         if self._options.clip is not None:
             gradient = _clipped(gradient, self._options.clip)
-        number, ticket = self._number()
-        about = self._about(number)
+        number, ticket = self._names.number()
+        about = self._names.about(number)
         with tf.device("cpu"):
             shape = tf.shape(gradient, out_type=tf.int64)
-            step = self._step(about["tensor_name"])
+            step = self._steps.take(about["tensor_name"])
             frame, link = self._encode(gradient, step, about)
-            token = self._ops.qsgd_token(frame, shape, T=self._wire(tensor.dtype), name=self._reduced_name(), **about)
+            token = self._ops.qsgd_token(frame, shape, T=self._wire(tensor.dtype), name=self._names.reduced(), **about)
         return token, _OnItsWay(tensor.shape, tensor.dtype, about, frame, link, step, shape, ticket)
 
     @Method
@@ -219,9 +205,8 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
         With error feedback also copies of this rank's residuals, as arrays: each rank saves its own.
         """
-        with tf.init_scope():
-            steps = {name: int(step) % STEPS for name, step in self._next_steps.items()}
-        state = {"version": STATE_VERSION, "steps": steps, "seed": self._seed(), **self._quantization().saved()}
+        kept = {"version": STATE_VERSION, "steps": self._steps.state(), "seed": self._seed()}
+        state = {**kept, **self._quantization().saved()}
         return state if self._residuals is None else {**state, residuals.KEY: self._residuals.state()}
 
     @Method
@@ -231,23 +216,19 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         A rank that loads another's residuals, or a state without them, begins with zeros.
         """
         saved, steps = read_state(state, "steps")
-        if not isinstance(steps, dict):
-            raise QSGDError(f"steps={steps!r} is not a step for each tensor; pass what state_dict() returned")
-        checked = {str(name): whole_number(f"step of {name}", step, 0, STEPS - 1) for name, step in steps.items()}
+        checked = tensorflow_steps.read_state(steps)
         owner, arrays = residuals.read_state(state, self._residuals is not None)
         if self._residuals is not None:
             self._residuals.load(owner, arrays)
             if hvd.is_initialized():
                 self._residuals.belong_to(membership(hvd, self._process_set)[0])
         self._set(saved.quantization, saved.seed)
-        with tf.init_scope():
-            for name in {*self._next_steps, *checked}:
-                self._counter(name).assign(checked.get(name, 0))
+        self._steps.load(checked)
 
     def expect(self, gradients: int) -> None:
         """Have a step for so many gradients already: a checkpoint that waits to restore them does so now."""
         for number in range(gradients):
-            self._counter(f"#{number}")
+            self._steps.counter(f"#{number}")
 
     def _wants(self, tensor: Tensor) -> bool:
         """Whether to compress; what the static shape does not tell is taken to be large."""
@@ -271,61 +252,14 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             gradient, settings, step, residual.handle, **about
         )
 
-    def _number(self) -> tuple[int, Ticket | None]:
-        """Which gradient this is: of the outermost function that is being traced, or of the step in eager mode."""
-        return self._eager.take() if tf.executing_eagerly() else (self._traced.take(_outermost_function()), None)
-
-    def _reduced_name(self) -> str | None:
-        """Of the tensor that Horovod reduces, after which it names the operation in a graph.
-
-        The same on all ranks whether they compress the tensor or not, so that Horovod tells those that disagree.
-        """
-        if tf.executing_eagerly():
-            return None
-        return f"{self._operation(self._reduced.take(_outermost_function()))}.reduced"
-
     def _carry(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """An uncompressed tensor; bfloat16 as float32, since Horovod cannot reduce it."""
         wide = tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor
-        return tf.identity(wide, name=self._reduced_name()), tensor.dtype if wide is not tensor else None
-
-    def _about(self, number: int) -> dict[str, Any]:
-        """The attributes that the ops have in common."""
-        if int(os.environ.get("HOROVOD_ELASTIC") or 0):
-            raise QSGDError("QSGD does not support Horovod's elastic mode in TensorFlow: the number of ranks is fixed")
-        rank, size, _ = membership(hvd, self._process_set)
-        return {
-            "tensor": tensor_id(self._options.name or "", f"#{number}"),
-            "operation": self._operation(number),
-            "tensor_name": f"#{number}",
-            "rank": rank,
-            "size": size,
-            "threads": native.default_threads(),
-            "counters": self._id,
-        }
-
-    def _operation(self, number: int) -> str:
-        if self._prefix is None:
-            *_, group = membership(hvd, self._process_set)
-            self._prefix = operation_prefix(self, self._options.name, group)
-        return re.sub(r"[^A-Za-z0-9_.]", "_", f"{self._prefix}.{number}")  # as TensorFlow takes it
+        return tf.identity(wide, name=self._names.reduced()), tensor.dtype if wide is not tensor else None
 
     def _gather(self, frame: Tensor, operation: str) -> Tensor:
         """The words of all ranks' frames. The operation's name is the same on all ranks and in every trace."""
         return hvd.allgather(frame, name=operation, ignore_name_scope=True, process_set=self._process_set)
-
-    def _step(self, name: str) -> Tensor:
-        """The step that the tensor belongs to, advanced by each run of the graph."""
-        with tf.init_scope():  # a second trace must not make variables
-            counter = self._counter(name)
-        return tf.bitwise.bitwise_and(counter.assign_add(1) - 1, STEPS - 1)
-
-    def _counter(self, name: str) -> Any:
-        if name not in self._next_steps:
-            self._next_steps[name] = tensorflow_ops.variable(
-                0, tf.int64
-            )  # which a checkpoint may have waited to restore
-        return self._next_steps[name]
 
     def _set(self, quantization: Quantization, seed: int) -> None:
         if quantization.schedule is not None:
@@ -334,33 +268,15 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
                 "PyTorch; call change(levels=...) between the calls of a tf.function instead"
             )
         with tf.init_scope():
-            self._settings.assign(_settings(quantization, seed))
+            self._settings.assign(tensorflow_settings.row(quantization, seed))
 
     def _quantization(self) -> Quantization:
         with tf.init_scope():
-            levels, bucket_size, norm, codec, variance, flags, _ = self._settings.numpy()
-        wanted = float(variance.view(np.float64)) or None
-        name = AUTO if codec == native.CODEC_AUTO else wire.CODEC_NAMES[int(codec)]
-        levels = None if wanted else SQRT if levels < 0 else int(levels)
-        dither = wire.DITHER_NAMES[int(flags)]
-        return Quantization(levels, int(bucket_size) or None, wire.NORM_NAMES[int(norm)], name, wanted, dither)
+            return tensorflow_settings.read(self._settings.numpy())
 
     def _seed(self) -> int:
         with tf.init_scope():
-            return int(self._settings.numpy()[-1]) % 2**64
-
-
-class NumbersOfGraphs:
-    """Counts what is traced into each graph."""
-
-    def __init__(self) -> None:
-        self._next: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-
-    def take(self, graph: Any) -> int:
-        """The graph's next number."""
-        number = self._next.get(graph, 0)
-        self._next[graph] = number + 1
-        return number
+            return tensorflow_settings.read_seed(self._settings.numpy())
 
 
 def _clipped(gradient: Tensor, deviations: float) -> Tensor:
@@ -368,16 +284,6 @@ def _clipped(gradient: Tensor, deviations: float) -> Tensor:
     limit = deviations * tf.math.reduce_std(tf.cast(gradient, tf.float64))
     limit = tf.cast(tf.where(limit > 0, limit, gradient.dtype.max), gradient.dtype)
     return tf.clip_by_value(gradient, -limit, limit)
-
-
-def _outermost_function() -> Any:
-    """The graph of the outermost function that is being traced."""
-    graph = tf.compat.v1.get_default_graph()
-    while hasattr(getattr(graph, "outer_graph", None), "outer_graph"):  # branches and functions within a function
-        graph = graph.outer_graph
-    if not hasattr(graph, "outer_graph"):
-        raise QSGDError("QSGD works in eager mode and in tf.function, not in TensorFlow 1's graphs and sessions")
-    return graph
 
 
 class _OnItsWay(NamedTuple):
@@ -391,13 +297,3 @@ class _OnItsWay(NamedTuple):
     step: Tensor
     shape: Tensor
     ticket: Ticket | None
-
-
-def _settings(quantization: Quantization, seed: int) -> list[int]:
-    """As QsgdEncode takes them (``kernels/tensorflow/tensor.h``); bits of what is no signed number."""
-    q = quantization
-    variance, bits_of_seed = np.float64(q.variance or 0).view(np.int64), np.uint64(seed).view(np.int64)
-    flags = wire.DITHERS[q.dither]
-    kinds = [wire.NORM_IDS[q.norm], frames.codec_id(q.codec), int(variance), flags]
-    levels = q.levels if isinstance(q.levels, int) else most_levels(q.codec) * (-1 if q.levels == SQRT else 1)
-    return [levels, q.bucket_size or 0, *kinds, int(bits_of_seed)]
