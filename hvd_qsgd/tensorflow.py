@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import tensorflow as tf
 
@@ -20,18 +20,16 @@ from hvd_qsgd.compressor import STATE_VERSION, Options, read_state
 from hvd_qsgd.config import DEFAULT, DEFAULT_MIN_SIZE, BucketSize, Levels, Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method
+from hvd_qsgd.progress import Progress
+from hvd_qsgd.schedule import Schedule
 from hvd_qsgd.selection import Predicate, make_skip
 from hvd_qsgd.stats import Stats
-from hvd_qsgd.steps import Ticket
-from hvd_qsgd.tensorflow_names import Names
+from hvd_qsgd.tensorflow_names import Names, Runs
 from hvd_qsgd.tensorflow_residuals import Residuals
+from hvd_qsgd.tensorflow_schedule import Scheduled
 from hvd_qsgd.tensorflow_steps import StepsOfTensors
+from hvd_qsgd.tensorflow_tensors import WIRE_DTYPES, OnItsWay, Tensor, clipped
 from hvd_qsgd.transport.horovod import membership
-
-Tensor = Any  # tf.Tensor, to type checkers
-
-# What a gradient is encoded as; float64 travels as float32.
-WIRE_DTYPES = {tf.float32: tf.float32, tf.float16: tf.float16, tf.bfloat16: tf.bfloat16, tf.float64: tf.float32}
 
 _ids = itertools.count()
 
@@ -65,6 +63,9 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             of each value, and the means of either sign in a bucket, to which no other argument but bucket_size applies.
         dither: "nonsubtractive"; or "subtractive", with codec "packed" or "ternary": receivers subtract the random
             numbers that were added before rounding. About half of the variance for the same bits, for zeros as well.
+        schedule: decides the levels instead, in each step: ``hvd_qsgd.schedule.Budget(bits_per_coordinate=2.5,
+            steps=1000)``, ``DQSGD``, ``Piecewise`` or ``Constant``. The same on all ranks. A step is one run of the
+            function, or of the body of the loop, that reduces gradients.
         min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.
             A gradient whose static shape does not tell is compressed.
         skip: a function (None, gradient) -> bool, called while a function is traced: reduced uncompressed.
@@ -97,6 +98,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         norm: str | None = None,
         codec: str | None = None,
         dither: str = "nonsubtractive",
+        schedule: Schedule | None = None,
         min_size: int = DEFAULT_MIN_SIZE,
         skip: Predicate | None = None,
         seed: int = 0,
@@ -106,7 +108,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         clip: float | None = None,
     ) -> None:
         super().__init__()
-        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
+        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither, schedule)
         self._options = Options(min_size, seed, name, error_feedback=error_feedback, clip=clip)
         if skip is not None and not callable(skip):
             raise QSGDError(f"skip={skip!r} is not a function: TensorFlow's gradients have no names to match")
@@ -118,7 +120,9 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         self._id = next(_ids)
         self._names = Names(name, process_set, self._id)
         self._settings = tensorflow_ops.variable(tensorflow_settings.row(quantization, seed), tf.int64)
-        self._steps = StepsOfTensors()
+        self._steps, self._runs = StepsOfTensors(), Runs()
+        self._scheduled = Scheduled(self._id)
+        self._scheduled.use(quantization)
         self._residuals = Residuals() if error_feedback else None
 
     @classmethod
@@ -132,8 +136,8 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
     @property
     def levels(self) -> Levels:
-        """Levels on either side of zero, as of the next gradient, or "sqrt"; None with ``variance``."""
-        return self._quantization().levels
+        """Levels on either side of zero, as of the next gradient, or "sqrt"; None if they differ by tensor."""
+        return self._scheduled.levels or self._quantization().levels
 
     def __repr__(self) -> str:
         return f"QSGD({self._quantization()})"
@@ -149,15 +153,16 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             return self._carry(tensor)
         gradient = tf.cast(tensor, WIRE_DTYPES[tensor.dtype])
         if self._options.clip is not None:
-            gradient = _clipped(gradient, self._options.clip)
+            gradient = clipped(gradient, self._options.clip)
         number, ticket = self._names.number()
         about = self._names.about(number)
         with tf.device("cpu"):
             shape = tf.shape(gradient, out_type=tf.int64)
             step = self._steps.take(about["tensor_name"])
-            frame, link = self._encode(gradient, step, about)
+            run = self._runs.current(number)
+            frame, link = self._encode(gradient, step, run, about)
             token = self._ops.qsgd_token(frame, shape, T=self._wire(tensor.dtype), name=self._names.reduced(), **about)
-        return token, _OnItsWay(tensor.shape, tensor.dtype, about, frame, link, step, shape, ticket)
+        return token, OnItsWay(tensor.shape, tensor.dtype, about, frame, link, step, run, shape, ticket)
 
     @Method
     @_plain_python
@@ -174,17 +179,20 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             # No rank sends its frame before it has the token, which tells whether all of them will.
             frame, factor = self._ops.qsgd_accept(ctx.frame, tensor, ctx.step, ctx.shape, **about)
             frames = self._gather(frame, about["operation"])
-            result = self._ops.qsgd_decode_sum(frames, factor, ctx.step, ctx.shape, ctx.link, **about)
+            counter = self._steps.counter(about["tensor_name"])
+            result = self._ops.qsgd_decode_sum(
+                frames, factor, ctx.step, ctx.shape, ctx.link, ctx.run, counter.handle, **about
+            )
         result.set_shape(ctx.static_shape)
         return tf.cast(result, ctx.dtype)
 
     @Method
     def change(self, **changes: Any) -> None:
-        """Change any of the arguments from ``bits`` to ``dither``; nothing is traced again.
+        """Change any of the arguments from ``bits`` to ``schedule``, between steps; nothing is traced again.
 
-        Ranks may differ in these for a while: frames say how they were made.
+        Ranks may differ in these for a while, but not in a schedule: frames say how they were made.
         """
-        self._set(self._quantization().changed(**changes), self._seed())
+        self._use(self._quantization().changed(**changes), self._seed())
 
     @Method
     def stats(self) -> Stats:
@@ -206,7 +214,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         With error feedback also copies of this rank's residuals, as arrays: each rank saves its own.
         """
         kept = {"version": STATE_VERSION, "steps": self._steps.state(), "seed": self._seed()}
-        state = {**kept, **self._quantization().saved()}
+        state = {**kept, **self._quantization().saved(), **self._scheduled.state()}
         return state if self._residuals is None else {**state, residuals.KEY: self._residuals.state()}
 
     @Method
@@ -222,7 +230,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             self._residuals.load(owner, arrays)
             if hvd.is_initialized():
                 self._residuals.belong_to(membership(hvd, self._process_set)[0])
-        self._set(saved.quantization, saved.seed)
+        self._use(saved.quantization, saved.seed, saved.past)
         self._steps.load(checked)
 
     def expect(self, gradients: int) -> None:
@@ -243,13 +251,13 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         """What travels; with error feedback float32, whatever comes."""
         return WIRE_DTYPES[dtype] if self._residuals is None else tf.float32
 
-    def _encode(self, gradient: Tensor, step: Tensor, about: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _encode(self, gradient: Tensor, step: Tensor, run: Tensor, about: dict[str, Any]) -> tuple[Tensor, Tensor]:
         settings = self._settings.read_value()
         if self._residuals is None:
-            return self._ops.qsgd_encode(gradient, settings, step, **about)  # type: ignore[no-any-return]
+            return self._ops.qsgd_encode(gradient, settings, step, run, **about)  # type: ignore[no-any-return]
         residual = self._residuals.of(about["tensor_name"], gradient.shape, about["rank"])
         return self._ops.qsgd_encode_residual(  # type: ignore[no-any-return]
-            gradient, settings, step, residual.handle, **about
+            gradient, settings, step, run, residual.handle, **about
         )
 
     def _carry(self, tensor: Tensor) -> tuple[Tensor, Any]:
@@ -261,39 +269,17 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         """The words of all ranks' frames. The operation's name is the same on all ranks and in every trace."""
         return hvd.allgather(frame, name=operation, ignore_name_scope=True, process_set=self._process_set)
 
-    def _set(self, quantization: Quantization, seed: int) -> None:
-        if quantization.schedule is not None:
-            raise QSGDError(
-                "a schedule decides between the steps of Python, and a TensorFlow graph has none: schedules are for "
-                "PyTorch; call change(levels=...) between the calls of a tf.function instead"
-            )
+    def _use(self, quantization: Quantization, seed: int, past: Progress | None = None) -> None:
+        self._scheduled.use(quantization, past)
         with tf.init_scope():
             self._settings.assign(tensorflow_settings.row(quantization, seed))
 
     def _quantization(self) -> Quantization:
+        if self._scheduled.quantization is not None:
+            return self._scheduled.quantization
         with tf.init_scope():
             return tensorflow_settings.read(self._settings.numpy())
 
     def _seed(self) -> int:
         with tf.init_scope():
             return tensorflow_settings.read_seed(self._settings.numpy())
-
-
-def _clipped(gradient: Tensor, deviations: float) -> Tensor:
-    """Values limited to so many standard deviations; equal ones, which deviate by nothing, stay."""
-    limit = deviations * tf.math.reduce_std(tf.cast(gradient, tf.float64))
-    limit = tf.cast(tf.where(limit > 0, limit, gradient.dtype.max), gradient.dtype)
-    return tf.clip_by_value(gradient, -limit, limit)
-
-
-class _OnItsWay(NamedTuple):
-    """A gradient between ``compress`` and ``decompress``."""
-
-    static_shape: tf.TensorShape
-    dtype: tf.DType
-    about: dict[str, Any]
-    frame: Tensor
-    link: Tensor
-    step: Tensor
-    shape: Tensor
-    ticket: Ticket | None

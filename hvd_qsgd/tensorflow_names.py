@@ -1,4 +1,4 @@
-"""Which gradient is this, and what are its operations called: the same on all ranks, whatever they trace again."""
+"""Which gradient is this, in which run, and what are its operations called: whatever a rank traces again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
+from tensorflow.python.ops.control_flow_v2_func_graphs import CondBranchFuncGraph
 
 from hvd_qsgd import native
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.steps import Steps, Ticket, operation_prefix, tensor_id
+from hvd_qsgd.tensorflow_ops import variable
 from hvd_qsgd.transport.horovod import membership
 
 
@@ -57,7 +59,7 @@ class Names:
             "rank": rank,
             "size": size,
             "threads": native.default_threads(),
-            "counters": self._compressor,
+            "compressor": self._compressor,
         }
 
     def reduced(self) -> str | None:
@@ -74,6 +76,39 @@ class Names:
             *_, group = membership(hvd, self._process_set)
             self._prefix = operation_prefix(self, self._name, group)
         return re.sub(r"[^A-Za-z0-9_.]", "_", f"{self._prefix}.{number}")  # as TensorFlow takes it
+
+
+class Runs:
+    """Numbers the runs of whatever reduces a step's gradients: a function, the body of a loop, a step in eager mode."""
+
+    def __init__(self) -> None:
+        self._count = variable(0, tf.int64)  # in no checkpoint: it only tells runs apart
+        self._in_graphs: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()  # a tensor's name
+        self._eager: Any = None
+
+    def current(self, number: int) -> Any:
+        """The run, which is to reduce gradient ``number`` of the step, as a tensor of int64."""
+        if tf.executing_eagerly():
+            if number == 0:
+                self._eager = self._begin()
+            return self._eager
+        graph = _repeated_graph()
+        if graph not in self._in_graphs:
+            with graph.as_default(), tf.control_dependencies(None):
+                self._in_graphs[graph] = self._begin().name
+        return graph.get_tensor_by_name(self._in_graphs[graph])
+
+    def _begin(self) -> Any:
+        with tf.device("cpu"):
+            return tf.convert_to_tensor(self._count.assign_add(1))
+
+
+def _repeated_graph() -> Any:
+    """The graph that runs once a step: of the function or the loop's body around the branches that are being traced."""
+    graph = tf.compat.v1.get_default_graph()
+    while isinstance(graph, CondBranchFuncGraph):
+        graph = graph.outer_graph
+    return graph
 
 
 def outermost_function() -> Any:

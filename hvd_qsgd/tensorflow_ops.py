@@ -38,6 +38,12 @@ def library() -> Any:
         raise QSGDError(f"the TensorFlow ops cannot be loaded ({error}): {how}") from error
 
 
+@functools.cache
+def native_library() -> ctypes.CDLL:
+    """The same library's functions that are no ops."""
+    return ctypes.CDLL(str(path()))
+
+
 def variable(value: Any, dtype: tf.DType) -> Any:
     """A variable that belongs to no function, whichever is being traced.
 
@@ -54,7 +60,7 @@ def _no_gradient(op: Any, gradient: Any) -> NoReturn:
 
 def read_counters(compressor: int, reset: bool = False) -> Stats:
     """What compressor number ``compressor`` has done since it was made, or reset."""
-    read = ctypes.CDLL(str(path())).qsgd_tensorflow_counters
+    read = native_library().qsgd_tensorflow_counters
     read.argtypes, read.restype = (c_int64, ctypes.POINTER(c_uint64), c_int), None
     values = (c_uint64 * COUNTERS)()
     read(compressor, values, reset)

@@ -1,8 +1,10 @@
 // The ops on the CPU.
 #include <cmath>
 
+#include "frame.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"
+#include "tensorflow/schedule.h"
 #include "tensorflow/tensor.h"
 
 namespace qsgd_tensorflow {
@@ -29,7 +31,11 @@ class Encode : public TensorOp {
         qsgd_spec spec = spec_of(gradient, context->input(1), step_of(context->input(2)));
         Tensor frame;
         const uint64_t last = history_.frame_bytes;
-        const std::string problem = encode_gradient(context, spec, gradient, frame);
+        if (context->input(1).flat<int64_t>()(kForgetful)) history_ = {};
+        const bool scheduled = context->input(1).flat<int64_t>()(kLevels) == 0;
+        if (scheduled) spec.levels = decide(spec, run_of(context->input(3)));
+        const std::string problem =
+            scheduled && !spec.levels ? kTwoSteps : encode_gradient(context, spec, gradient, frame);
         if (!problem.empty()) OP_REQUIRES_OK(context, error_frame(context, spec, problem, frame));
         count(gradient, frame, last);
         context->set_output(0, frame);
@@ -88,6 +94,10 @@ class Encode : public TensorOp {
         return spec;
     }
 
+    uint32_t decide(const qsgd_spec& spec, int64_t run) const {
+        return scheduler.decide ? scheduler.decide(compressor_, name_.c_str(), spec.count, run) : 0;
+    }
+
     static uint32_t levels_of(int64_t setting, uint64_t elements) {
         if (setting >= 0) return narrow<uint32_t>(setting);
         const auto root = static_cast<int64_t>(std::sqrt(static_cast<double>(elements)));
@@ -128,7 +138,7 @@ class Encode : public TensorOp {
     }
 };
 
-// Error feedback: the residual, input 3, is a variable that is changed where it lies.
+// Error feedback: the residual, input 4, is a variable that is changed where it lies.
 class EncodeResidual : public Encode {
   public:
     using Encode::Encode;
@@ -138,7 +148,7 @@ class EncodeResidual : public Encode {
                                 Tensor& frame) override {
         tensorflow::core::RefCountPtr<tensorflow::Var> variable;
         const auto found =
-            tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, 3), &variable);
+            tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, 4), &variable);
         if (!found.ok()) return std::string(found.message());
         const tensorflow::mutex_lock lock(*variable->mu());
         Tensor& residual = *variable->tensor();
@@ -214,10 +224,19 @@ class DecodeSum : public TensorOp {
         Tensor* sum = nullptr;
         OP_REQUIRES_OK(context, context->allocate_output(0, shape, &sum));
         OP_REQUIRES_OK(context, decode(context->input(0), expected, factor, sum->data()));
+        OP_REQUIRES(context, tell_schedule(context->input(0), run_of(context->input(5))),
+                    InvalidArgument(what(expected), ": ", kTwoSteps));
         counters_->add(kBytesGathered, context->input(0).tensor_data().size());
     }
 
   private:
+    // Of frames that were checked, and carry norms if it goes by them.
+    bool tell_schedule(const Tensor& frames, int64_t run) const {
+        const auto* first = static_cast<const qsgd::Header*>(frames.data());
+        if (!scheduler.arrived || !(first->flags & QSGD_FLAG_SQUARED_NORM)) return true;
+        return scheduler.arrived(compressor_, name_.c_str(), run, first, size_) != 0;
+    }
+
     tensorflow::Status decode(const Tensor& frames, const qsgd_expectation& expected, float factor,
                               void* sum) const {
         const auto bytes = static_cast<uint64_t>(frames.tensor_data().size());

@@ -11,9 +11,10 @@
 namespace qsgd_tensorflow {
 
 // The elements of QsgdEncode's input `settings`.
-// Levels below 0: the square root of a bucket's elements, but no more than that many. Bucket size 0: the
-// whole tensor. The variance's bits as those of a float64; 0: the levels are given.
-enum Settings { kLevels, kBucketSize, kNorm, kCodec, kVariance, kFlags, kSeed, kSettings };
+// Levels of 0: a schedule decides. Below 0: the square root of a bucket's elements, but no more than that
+// many. Bucket size 0: the whole tensor. The variance's bits as those of a float64; 0: the levels are given.
+// Forgetful: lengths and codecs of frames do not depend on older frames.
+enum Settings { kLevels, kBucketSize, kNorm, kCodec, kVariance, kFlags, kForgetful, kSeed, kSettings };
 
 // `value`, or 0, which no setting may be, if it does not fit.
 template <class To>
@@ -31,7 +32,7 @@ class TensorOp : public tensorflow::OpKernel {
                 "the TensorFlow ops of hvd_qsgd were built for another kernel library: build them again "
                 "(`make tensorflow`)"));
         tensorflow::DataType type;
-        int64_t tensor, rank, size, threads, counters;
+        int64_t tensor, rank, size, threads;
         OP_REQUIRES_OK(construction, construction->GetAttr("T", &type));
         OP_REQUIRES_OK(construction, construction->GetAttr("tensor", &tensor));
         OP_REQUIRES_OK(construction, construction->GetAttr("operation", &operation_));
@@ -39,7 +40,7 @@ class TensorOp : public tensorflow::OpKernel {
         OP_REQUIRES_OK(construction, construction->GetAttr("rank", &rank));
         OP_REQUIRES_OK(construction, construction->GetAttr("size", &size));
         OP_REQUIRES_OK(construction, construction->GetAttr("threads", &threads));
-        OP_REQUIRES_OK(construction, construction->GetAttr("counters", &counters));
+        OP_REQUIRES_OK(construction, construction->GetAttr("compressor", &compressor_));
         dtype_ = type == tensorflow::DT_FLOAT  ? QSGD_FLOAT32
                  : type == tensorflow::DT_HALF ? QSGD_FLOAT16
                                                : QSGD_BFLOAT16;
@@ -47,7 +48,7 @@ class TensorOp : public tensorflow::OpKernel {
         rank_ = static_cast<uint32_t>(rank);
         size_ = static_cast<uint32_t>(size);
         threads_ = static_cast<uint32_t>(threads);
-        counters_ = &counters_of(counters);
+        counters_ = &counters_of(compressor_);
     }
 
   protected:
@@ -71,7 +72,10 @@ class TensorOp : public tensorflow::OpKernel {
                ", step " + std::to_string(expected.step) + ")";
     }
 
+    static int64_t run_of(const tensorflow::Tensor& run) { return run.scalar<int64_t>()(); }
+
     std::string operation_, name_;
+    int64_t compressor_;
     uint32_t dtype_, tensor_, rank_, size_, threads_;
     Counters* counters_;
 };
