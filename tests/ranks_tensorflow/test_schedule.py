@@ -137,6 +137,7 @@ def test_a_budget_is_kept() -> None:
     assert sum(spent) / SIZE == pytest.approx(4.6, rel=0.01)
 
 
+@tt.on_two_ranks
 @pytest.mark.parametrize("passes", [1, 3])
 def test_a_step_is_a_reduction(passes: int) -> None:
     """Of a Keras 2 optimizer: with backward_passes_per_step, not of every batch."""
@@ -156,6 +157,7 @@ def test_a_step_is_a_reduction(passes: int) -> None:
     tt.assert_replicas_equal(model.get_weights())
 
 
+@tt.on_two_ranks
 @pytest.mark.parametrize("way", ["state", "checkpoint"])
 @pytest.mark.parametrize("how", SETTINGS[2:4], ids=str)
 def test_resumed_at_any_step(how: dict[str, Any], way: str, tmp_path: Any) -> None:
@@ -189,6 +191,7 @@ def test_resumed_at_any_step(how: dict[str, Any], way: str, tmp_path: Any) -> No
     assert "schedule" not in again.compression.state_dict()
 
 
+@tt.on_two_ranks
 def test_changes() -> None:
     """A schedule begins anew where it is given, goes on when others change, and ends with bits=."""
     compression, traces = QSGD(bits=4, min_size=0), 0
@@ -274,6 +277,7 @@ def test_steps_that_cannot_be_told_apart() -> None:
     )
 
 
+@tt.on_two_ranks
 def test_other_gradients_in_other_steps() -> None:
     """Of another function, or of the branch that is taken: what counts is what was reduced."""
     how: dict[str, Any] = {"schedule": Budget(4.4, STEPS, allocation="tensor")}
