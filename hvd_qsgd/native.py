@@ -143,6 +143,11 @@ def frame_bytes(spec: Spec) -> int:
     return size.value
 
 
+def padded_bytes(size: int, last: int) -> int:
+    """How long to make a frame of variable length that needs ``size`` bytes, the last one having been ``last`` long."""
+    return int(library().qsgd_padded_bytes(size, last))
+
+
 def decode_sum(frames: int, size: int, count: int, expected: Expectation, factor: float, out: int) -> None:
     """Write ``factor`` times the sum of the ``count`` frames that fill ``size`` bytes at ``frames`` to ``out``.
 

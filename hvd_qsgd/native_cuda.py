@@ -83,9 +83,28 @@ def encode(spec: Spec, gradient: int, frame: int, capacity: int, scratch: tuple[
     _raise_unless_ok(library().qsgd_cuda_encode(spec, gradient, frame, capacity, None, address, room, stream))
 
 
+def encode_begin(spec: Spec, gradient: int, frame_bytes: int, scratch: tuple[int, int], stream: int) -> None:
+    """Encode up to the frame, whose length is written to the 8 bytes at ``frame_bytes``: codecs of variable length.
+
+    The rest is as for ``encode``. The scratch memory must be left alone until ``encode_end``.
+    """
+    status = library().qsgd_cuda_encode_begin(spec, gradient, None, *scratch, frame_bytes, stream)
+    _raise_unless_ok(status)
+
+
+def encode_end(spec: Spec, frame: int, frame_bytes: int, scratch: tuple[int, int], stream: int) -> None:
+    """Write the frame to ``frame``, padded up to ``frame_bytes``: no less than ``encode_begin`` found."""
+    _raise_unless_ok(library().qsgd_cuda_encode_end(spec, frame, frame_bytes, *scratch, stream))
+
+
 def decode_scratch(frame_count: int) -> int:
-    """How many bytes of scratch memory ``decode_sum`` needs for so many frames."""
+    """How many bytes of scratch memory ``decode_sum`` needs for so many frames of fixed widths."""
     return _size(library().qsgd_cuda_decode_scratch, frame_count)
+
+
+def decode_scratch_variable(count: int, frame_count: int) -> int:
+    """The same for so many frames of ``count`` elements each, whose lengths may vary."""
+    return _size(library().qsgd_cuda_decode_scratch_variable, count, frame_count)
 
 
 def decode_sum(
@@ -107,9 +126,9 @@ def decode_sum(
     _raise_unless_ok(status)
 
 
-def _size(ask: Any, of: Any) -> int:
+def _size(ask: Any, *of: Any) -> int:
     size = c_uint64()
-    _raise_unless_ok(ask(of, size))
+    _raise_unless_ok(ask(*of, size))
     return size.value
 
 

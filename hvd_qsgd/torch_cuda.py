@@ -1,9 +1,12 @@
-"""The path of a gradient that stays on its GPU: packed and ternary codes.
+"""The path of a gradient that stays on its GPU: packed, ternary and rans codes.
 
-Nothing here waits for the GPU but ``CudaPath.check``. Encoding runs on a stream of its own, beside what the caller
-enqueues next; decoding runs on the caller's current stream. Checks of the frames run on the GPU as well. Where one
-fails, the sum is NaN, and the error is raised by the first gradient that was compressed after that sum was enqueued,
-when its own frames have arrived: by then the sum is long done.
+Encoding runs on a stream of its own, beside what the caller enqueues next; decoding runs on the caller's current
+stream. With fixed widths nothing here waits for the GPU but ``CudaPath.check``. Checks of the frames run on the GPU as
+well. Where one fails, the sum is NaN, and the error is raised by the first gradient that was compressed after that sum
+was enqueued, when its own frames have arrived: by then the sum is long done.
+
+Where lengths vary the host waits twice: for a frame's length, since Horovod must know it, and for the sum's verdict,
+since no length tells an error frame. What the GPU refuses is then left to the CPU, which knows all codecs, and raises.
 """
 
 from __future__ import annotations
@@ -21,29 +24,10 @@ from hvd_qsgd.compressor import Compressor
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.steps import Slot, Ticket
 from hvd_qsgd.torch_cpu import CpuPath
-from hvd_qsgd.torch_tensors import WIRE_DTYPES, Form, allocate_frame, most_words, readable
+from hvd_qsgd.torch_cuda_encode import FIXED_LENGTH, Buffers, Encoder, memory, room, takes
+from hvd_qsgd.torch_tensors import Form, allocate_frame, most_words
 
 Tensor = torch.Tensor
-CODECS = ("packed", "ternary")
-
-
-class _Buffers:
-    """A tensor's memory that serves it in every step."""
-
-    def __init__(self, device: torch.device, ranks: int) -> None:
-        self.device = device
-        self.frames: list[Tensor] = []  # that nobody reads any more
-        self.scratch = _words(native_cuda.decode_scratch(ranks), device)
-        self.memory = torch_streams.GPU.pinned(8)
-        self.verdict = native_cuda.Verdict.from_address(self.memory.data_ptr())
-
-    def frame(self, size: int) -> Tensor:
-        """Memory for a frame of ``size`` bytes."""
-        while self.frames:
-            frame = self.frames.pop()
-            if 8 * frame.numel() == size:
-                return frame
-        return _words(size, self.device)
 
 
 class _Sum(NamedTuple):
@@ -51,7 +35,7 @@ class _Sum(NamedTuple):
 
     serial: int  # of the tickets before it, which are less
     done: Any  # event
-    buffers: _Buffers
+    buffers: Buffers
     what: str  # tensor and step
 
 
@@ -60,7 +44,7 @@ class _Gathering(NamedTuple):
 
     words: Any  # what to wait for
     frame: Tensor  # this rank's
-    buffers: _Buffers | None  # that it is of
+    buffers: Buffers | None  # that it is of
 
     def wait(self) -> Tensor:
         words: Tensor = self.words.wait()
@@ -76,15 +60,15 @@ class CudaPath:
         self._core = core
         self._transport = transport
         self._cpu = by_way_of_cpu
-        self._scratch: dict[torch.device, Tensor] = {}  # for encoding
+        self._encoder = Encoder()
         self._enqueued: deque[_Sum] = deque()
 
     def takes(self) -> bool:
         """Whether the kernels can do what the compressor's settings ask for."""
-        quantization, options = self._core.quantization, self._core.options
-        kernels_can = quantization.codec in CODECS and quantization.fixed_length
-        plain = quantization.dither == "nonsubtractive" and options.clip is None
-        if not kernels_can or not plain or options.error_feedback or options.measure_error:
+        options = self._core.options
+        if not takes(self._core.quantization) or options.clip is not None:
+            return False
+        if options.error_feedback or options.measure_error:
             return False
         return _have_kernels()
 
@@ -92,7 +76,8 @@ class CudaPath:
         """Encode the gradient and start gathering the frames: what to wait for."""
         slot: Slot = ticket.slot
         with torch_streams.GPU.encoding(tensor.device) as stream:
-            frame = self._core.encode_by(lambda slot: self._encode(slot, tensor, stream), ticket, allocate_frame)
+            encode = lambda slot: self._encoder.encode(slot, tensor, stream)  # noqa: E731
+            frame = self._core.encode_by(encode, ticket, allocate_frame)
             gathering = self._transport.allgather(frame, slot.operation, most_words(slot), tensor.device)
         return _Gathering(gathering, frame, slot.buffers if ticket.encoded else None)
 
@@ -101,8 +86,9 @@ class CudaPath:
         self.check(ticket.serial)
         slot: Slot = ticket.slot
         size = 8 * words.numel()
-        # A frame of another length may be an error frame, or of a codec that only the CPU knows.
-        if not ticket.encoded or size != slot.size * slot.history.frame_bytes:
+        fixed = slot.quantization.codec in FIXED_LENGTH
+        # Among frames of one length another one may be an error frame, or of a codec that only the CPU knows.
+        if not ticket.encoded or (fixed and size != slot.size * slot.history.frame_bytes):
             return self._cpu.finish(ticket, words, factor, form)
         device = slot.buffers.device
         words = words.to(device)
@@ -110,9 +96,14 @@ class CudaPath:
         begin = time.perf_counter()
         with torch_streams.GPU.here(device) as stream:
             self._decode(slot, words, factor, result, stream)
-        self._core.decoded(slot, size, begin)
         done = torch_streams.GPU.mark(device)
-        self._enqueued.append(_Sum(self._core.steps.next_serial(), done, slot.buffers, str(slot)))
+        if fixed:
+            self._enqueued.append(_Sum(self._core.steps.next_serial(), done, slot.buffers, str(slot)))
+        else:
+            done.synchronize()
+            if slot.buffers.verdict.status != native.OK:
+                return self._cpu.finish(ticket, words, factor, form)
+        self._core.decoded(slot, size, begin)
         return result
 
     def check(self, before: int | None = None) -> None:
@@ -135,40 +126,20 @@ class CudaPath:
         while self._enqueued:
             self._enqueued.popleft().done.synchronize()
 
-    def _encode(self, slot: Slot, tensor: Tensor, stream: int) -> Tensor:
-        gradient = readable(tensor, WIRE_DTYPES[tensor.dtype].carrier)
-        torch_streams.GPU.lend(tensor)
-        if slot.buffers is None or slot.buffers.device != tensor.device:
-            slot.buffers = _Buffers(tensor.device, slot.size)
-        frame: Tensor = slot.buffers.frame(slot.most_bytes)
-        scratch = self._encode_scratch(slot, tensor.device)
-        native_cuda.encode(slot.spec, gradient.data_ptr(), frame.data_ptr(), slot.most_bytes, scratch, stream)
-        slot.history.frame_bytes = slot.most_bytes
-        return frame
-
-    def _encode_scratch(self, slot: Slot, device: torch.device) -> tuple[int, int]:
-        size = native_cuda.encode_scratch(slot.spec)
-        scratch = self._scratch.get(device)
-        if scratch is None or 8 * scratch.numel() < size:
-            scratch = self._scratch[device] = _words(size, device)
-        return scratch.data_ptr(), 8 * scratch.numel()
-
     def _decode(self, slot: Slot, words: Tensor, factor: float, result: Tensor, stream: int) -> None:
-        buffers = slot.buffers
+        scratch = slot.buffers.scratch
+        if slot.quantization.codec not in FIXED_LENGTH:
+            scratch = memory(native_cuda.decode_scratch_variable(slot.spec.count, slot.size), words.device)
         native_cuda.decode_sum(
-            (words.data_ptr(), 8 * words.numel()),
+            room(words),
             slot.size,
             slot.expected,
             factor,
             result.data_ptr(),
-            buffers.memory.data_ptr(),
-            (buffers.scratch.data_ptr(), 8 * buffers.scratch.numel()),
+            slot.buffers.memory.data_ptr(),
+            room(scratch),
             stream,
         )
-
-
-def _words(size: int, device: torch.device) -> Tensor:
-    return torch.empty(-(-size // 8), dtype=torch.int64, device=device)
 
 
 def _explained(wrong: _Sum) -> str:

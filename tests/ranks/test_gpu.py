@@ -13,6 +13,7 @@ from pretended_gpu import EMULATED, Event, pretend
 
 from hvd_qsgd import native, native_cuda, torch_cuda
 from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.schedule import Budget, Piecewise
 from hvd_qsgd.torch import QSGD
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -22,9 +23,16 @@ ON_GPU: list[dict[str, Any]] = [
     {"bits": 2, "norm": "l2", "bucket_size": None},
     {"codec": "ternary", "levels": 1},
     {"min_size": 0, "levels": "sqrt", "bucket_size": 100},
+    {"schedule": Piecewise(levels={0: 3, 2: 100})},
+]
+WITH_WAITING: list[dict[str, Any]] = [
+    {"codec": "rans", "levels": 7},
+    {"codec": "rans", "min_size": 0, "schedule": Piecewise(levels={0: 3, 1: 1000})},
 ]
 BY_WAY_OF_CPU: list[dict[str, Any]] = [
-    {"codec": "rans", "levels": 7},
+    {"codec": "elias-dense", "levels": 7},
+    {"codec": "rans", "variance": 0.1},
+    {"codec": "rans", "schedule": Budget(bits_per_coordinate=3, steps=9)},
     {"codec": "onebit", "error_feedback": True},
     {"variance": 0.1},
     {"dither": "subtractive"},
@@ -63,7 +71,7 @@ def results(dtype: torch.dtype = torch.float32, **options: Any) -> list[torch.Te
 @pytest.mark.parametrize("transport", ["horovod", "mpi"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_cpu_s_results(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, transport: str) -> None:
-    for options in ON_GPU:
+    for options in [*ON_GPU, *(WITH_WAITING if dtype is torch.float32 else [])]:
         expected = results(dtype, transport=transport, **options)
         with monkeypatch.context() as patch:
             gpu = pretend(patch)
@@ -197,11 +205,28 @@ def test_a_state_that_is_loaded_ends_what_was_wrong(monkeypatch: pytest.MonkeyPa
     compressor.stats()
 
 
-@pytest.mark.parametrize("broken", ["encode", "encode_scratch", "decode_scratch"])
-def test_a_rank_that_cannot_encode(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    """An error frame is told by its length, at once."""
+def test_a_damaged_rans_frame_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
-    compressor, gradient = QSGD(), rt.randn(60, 60)
+    compressor, gradient = QSGD(codec="rans"), rt.randn(60, 60)
+    rt.reduced(gradient, compressor)
+    with monkeypatch.context() as patch:
+        damage(patch)
+        messages = rt.assert_all_raise(lambda: rt.reduced(gradient, compressor), "rank 1", "checksum does not match")
+    assert len(set(messages)) == 1
+    rt.assert_within_grid(rt.reduced(gradient, compressor), gradient)
+
+
+@pytest.mark.parametrize(
+    ("codec", "broken"),
+    [
+        *(("packed", name) for name in ("encode", "encode_scratch", "decode_scratch")),
+        *(("rans", name) for name in ("encode_begin", "encode_end", "encode_scratch", "decode_scratch")),
+    ],
+)
+def test_a_rank_that_cannot_encode(monkeypatch: pytest.MonkeyPatch, codec: str, broken: str) -> None:
+    """An error frame is told by its length or, where lengths vary, by what the GPU finds: at once."""
+    pretend(monkeypatch)
+    compressor, gradient = QSGD(codec=codec), rt.randn(60, 60)
 
     def fails(*arguments: Any) -> Any:
         raise QSGDError("the dog ate it")
@@ -213,18 +238,43 @@ def test_a_rank_that_cannot_encode(monkeypatch: pytest.MonkeyPatch, broken: str)
     rt.assert_within_grid(rt.reduced(gradient, compressor), gradient)
 
 
-def test_settings_that_differ_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames of another codec are told by their length, and decoded on the CPU."""
+@pytest.mark.parametrize(
+    ("before", "after", "on_gpu"), [("packed", "rans", 3), ("rans", "packed", 3), ("rans", "elias-dense", 1)]
+)
+def test_codecs_that_differ_for_a_while(monkeypatch: pytest.MonkeyPatch, before: str, after: str, on_gpu: int) -> None:
+    """Frames that a rank's GPU does not know are decoded on its CPU."""
     gpu = pretend(monkeypatch)
-    compressor, gradient = QSGD(bits=8), rt.randn(60, 60)
+    compressor, gradient = QSGD(codec=before, bits=8), rt.randn(60, 60)
     rt.reduced(gradient, compressor)
     if rt.RANK == 1:
-        compressor.change(codec="rans", bits=8)
+        compressor.change(codec=after, bits=8)
     for _ in range(2):
         result = rt.reduced(gradient, compressor)
         rt.assert_within_grid(result, gradient, bits=8)
         rt.assert_replicas_equal([result])
-    assert len(gpu.lent) == (1 if rt.RANK == 1 else 3)
+    assert len(gpu.lent) == (on_gpu if rt.RANK == 1 else 3)
+
+
+@pytest.mark.parametrize("codec", ["packed", "rans"])
+def test_the_same_bytes_are_sent_and_counted(monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
+    """Also where frames become longer and shorter from step to step."""
+
+    def sizes() -> list[Any]:
+        compressor, found = QSGD(codec=codec, levels=20), []
+        for scale in (0.0, 1.0, 0.1, 3.0, 0.0):
+            gradient = rt.randn(60, 60)
+            gradient[:30] *= scale
+            gradient[30:, :30] *= scale * 0.01
+            rt.reduced(gradient, compressor)
+            stats = compressor.stats()
+            found.append((stats.bytes_sent, stats.bytes_received, stats.frames_resized, stats.coordinates))
+        return found
+
+    expected = sizes()
+    assert len({sent for sent, *_ in expected}) == 5
+    assert (expected[-1][2] > 0) == (codec == "rans")
+    pretend(monkeypatch)
+    assert sizes() == expected
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
