@@ -34,6 +34,26 @@ class Late(ctypes.Structure):
     _fields_ = (("factor", c_void_p), ("draw", c_void_p))
 
 
+class Encoding(ctypes.Structure):
+    """``qsgd_encoding``: how to encode, addresses of the gradient and of its frame, and the bytes that are there."""
+
+    _fields_ = (("spec", Spec), ("gradient", c_void_p), ("frame", c_void_p), ("capacity", c_uint64))
+
+
+class Summation(ctypes.Structure):
+    """``qsgd_summation``: frames to be added up, and where to; ``verdict`` is the address of a ``Verdict``."""
+
+    _fields_ = (
+        ("frames", c_void_p),
+        ("bytes", c_uint64),
+        ("expected", Expectation),
+        ("frame_count", c_uint32),
+        ("factor", c_float),
+        ("out", c_void_p),
+        ("verdict", c_void_p),
+    )
+
+
 # Every function of kernels/qsgd_cuda.h: what it returns, what it takes.
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "qsgd_cuda_abi_version": (c_uint32,),
@@ -42,6 +62,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "qsgd_cuda_encode": (
         c_int, POINTER(Spec), c_void_p, c_void_p, c_uint64, c_void_p, c_void_p, c_uint64, c_void_p
     ),
+    "qsgd_cuda_encode_many_scratch": (c_int, POINTER(Encoding), c_uint32, POINTER(c_uint64)),
+    "qsgd_cuda_encode_many": (c_int, POINTER(Encoding), c_uint32, c_void_p, c_void_p, c_uint64, c_void_p),
     "qsgd_cuda_encode_begin": (
         c_int, POINTER(Spec), c_void_p, c_void_p, c_void_p, c_uint64, c_void_p, c_void_p
     ),
@@ -51,6 +73,10 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "qsgd_cuda_decode_sum": (
         c_int, c_void_p, c_uint64, c_uint32, POINTER(Expectation), c_float, POINTER(Late), c_void_p, c_void_p,
         c_void_p, c_uint64, c_void_p
+    ),
+    "qsgd_cuda_decode_sum_many_scratch": (c_int, POINTER(Summation), c_uint32, POINTER(c_uint64)),
+    "qsgd_cuda_decode_sum_many": (
+        c_int, POINTER(Summation), c_uint32, POINTER(Late), c_void_p, c_uint64, c_void_p
     ),
 }  # fmt: skip
 
@@ -81,6 +107,16 @@ def encode(spec: Spec, gradient: int, frame: int, capacity: int, scratch: tuple[
     """
     address, room = scratch
     _raise_unless_ok(library().qsgd_cuda_encode(spec, gradient, frame, capacity, None, address, room, stream))
+
+
+def encode_many_scratch(encodings: ctypes.Array[Encoding]) -> int:
+    """How many bytes of scratch memory ``encode_many`` needs."""
+    return _size(library().qsgd_cuda_encode_many_scratch, encodings, len(encodings))
+
+
+def encode_many(encodings: ctypes.Array[Encoding], scratch: tuple[int, int], stream: int) -> None:
+    """``encode`` for all of them, by few kernels. The array may change again on return."""
+    _raise_unless_ok(library().qsgd_cuda_encode_many(encodings, len(encodings), None, *scratch, stream))
 
 
 def encode_begin(spec: Spec, gradient: int, frame_bytes: int, scratch: tuple[int, int], stream: int) -> None:
@@ -124,6 +160,16 @@ def decode_sum(
     """
     status = library().qsgd_cuda_decode_sum(*frames, count, expected, factor, None, out, verdict, *scratch, stream)
     _raise_unless_ok(status)
+
+
+def decode_sum_many_scratch(summations: ctypes.Array[Summation]) -> int:
+    """How many bytes of scratch memory ``decode_sum_many`` needs."""
+    return _size(library().qsgd_cuda_decode_sum_many_scratch, summations, len(summations))
+
+
+def decode_sum_many(summations: ctypes.Array[Summation], scratch: tuple[int, int], stream: int) -> None:
+    """``decode_sum`` for all of them, by few kernels: frames of fixed widths. The array may change again on return."""
+    _raise_unless_ok(library().qsgd_cuda_decode_sum_many(summations, len(summations), None, *scratch, stream))
 
 
 def _size(ask: Any, *of: Any) -> int:

@@ -42,6 +42,24 @@ QSGD_API int qsgd_cuda_encode_scratch(const qsgd_spec* spec, uint64_t* bytes);
 QSGD_API int qsgd_cuda_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
                               const qsgd_draw* draw, void* scratch, uint64_t scratch_bytes, void* stream);
 
+/* A gradient, and memory for its frame. */
+typedef struct {
+    qsgd_spec spec;
+    const void* gradient;
+    void* frame;
+    uint64_t capacity;
+} qsgd_encoding;
+
+/* How many bytes of scratch memory qsgd_cuda_encode_many needs for `count` gradients: their specs tell. */
+QSGD_API int qsgd_cuda_encode_many_scratch(const qsgd_encoding* all, uint32_t count, uint64_t* bytes);
+
+/* qsgd_cuda_encode of many gradients: the same frames. The array, in memory of the host, is read before it
+ * returns. A few kernels serve all whose buckets' scales are found on the way (for packed codes buckets of
+ * 512, 1024, 2048 or 4096 elements with max norm, or of 512 with l2 norm; for ternary codes of 512, 1024,
+ * 2560 or 5120, or of 512) and who need no squared norm; the others take kernels of their own. */
+QSGD_API int qsgd_cuda_encode_many(const qsgd_encoding* all, uint32_t count, const qsgd_draw* draw,
+                                   void* scratch, uint64_t scratch_bytes, void* stream);
+
 /* A frame whose length only its encoder finds, in two steps: codec rans only. First everything but the frame,
  * in scratch memory, and the frame's length, in memory of the device: where several tensors' lengths lie side
  * by side, the host needs one copy to know them all. `draw` as above. */
@@ -76,6 +94,26 @@ QSGD_API int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t f
                                   const qsgd_expectation* expected, float factor, const qsgd_late* late,
                                   void* out, qsgd_verdict* verdict, void* scratch, uint64_t scratch_bytes,
                                   void* stream);
+
+/* Frames to be added up, and memory for their sum. */
+typedef struct {
+    const void* frames;
+    uint64_t bytes;
+    qsgd_expectation expected;
+    uint32_t frame_count;
+    float factor;
+    void* out;
+    qsgd_verdict* verdict;
+} qsgd_summation;
+
+/* How many bytes of scratch memory qsgd_cuda_decode_sum_many needs for `count` sums: the numbers of their
+ * frames tell. */
+QSGD_API int qsgd_cuda_decode_sum_many_scratch(const qsgd_summation* all, uint32_t count, uint64_t* bytes);
+
+/* qsgd_cuda_decode_sum of many sums, of codecs packed and ternary: the same results, by a few kernels for
+ * all. The array, in memory of the host, is read before it returns. */
+QSGD_API int qsgd_cuda_decode_sum_many(const qsgd_summation* all, uint32_t count, const qsgd_late* late,
+                                       void* scratch, uint64_t scratch_bytes, void* stream);
 
 #ifdef __cplusplus
 }

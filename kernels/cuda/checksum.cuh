@@ -29,12 +29,8 @@ __device__ inline uint64_t terms_of(const void* frame, uint64_t first, uint64_t 
     return sum;
 }
 
-__device__ __forceinline__ uint64_t thread_of_grid() {
-    return static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
-__device__ __forceinline__ uint64_t threads_of_grid() {
-    return static_cast<uint64_t>(gridDim.x) * blockDim.x;
-}
+__device__ __forceinline__ uint64_t thread_of_grid() { return part_of_grid().thread(); }
+__device__ __forceinline__ uint64_t threads_of_grid() { return part_of_grid().threads(); }
 
 // The terms of a whole header, but for the checksum itself.
 __device__ inline uint64_t header_terms(const Header& header) {

@@ -176,11 +176,11 @@ __device__ __forceinline__ bool all_scales(const FrameView& view, uint64_t first
 }
 
 // Check 6, and the terms of what lies between header and payload, or header and end where units have no part
-// of their own: the grid's warps share the frames.
-__device__ __forceinline__ void check_scales(const SumJob& job, Terms& terms) {
-    const uint64_t warps = threads_of_grid() / kWarp;
+// of their own: the part's warps share the frames.
+__device__ __forceinline__ void check_scales(const SumJob& job, const Part& part, Terms& terms) {
+    const uint64_t warps = part.threads() / kWarp;
     const uint64_t sharing = warps < job.frame_count ? 1 : warps / job.frame_count;  // one frame
-    for (uint64_t item = thread_of_grid() / kWarp; item < sharing * job.frame_count; item += warps) {
+    for (uint64_t item = part.thread() / kWarp; item < sharing * job.frame_count; item += warps) {
         const auto frame = static_cast<uint32_t>(item % job.frame_count);
         const FrameView& view = job.views[frame];
         const uint64_t first = item / job.frame_count * kWarp + threadIdx.x % kWarp;
@@ -197,21 +197,31 @@ __device__ __forceinline__ void check_scales(const SumJob& job, Terms& terms) {
     }
 }
 
-// Two kernels, since what is fast needs fewer registers: only the device knows which of them has to work.
 template <bool kPlain>
-__global__ void __launch_bounds__(kThreads, 1) sum_frames(SumJob job) {
+__device__ __forceinline__ void sum_part(const SumJob& job, const Part& part) {
     if (!job.opened()) return;
     if ((job.state->special == 0) != kPlain) return;
     Terms terms(job);
-    if (job.first_unit == 0) check_scales(job, terms);
+    if (job.first_unit == 0) check_scales(job, part, terms);
     const uint64_t pairs = ceil_div(job.units, 2);
-    for (uint64_t pair = thread_of_grid() / kWarp; pair < pairs; pair += threads_of_grid() / kWarp)
+    for (uint64_t pair = part.thread() / kWarp; pair < pairs; pair += part.threads() / kWarp)
         sum_unit<kPlain>(job, terms, job.first_unit + 2 * pair + half_warp_of_block() % 2);
     terms.publish();
 }
 
+// Two kernels, since what is fast needs fewer registers: only the device knows which of them has to work.
+template <bool kPlain>
+__global__ void __launch_bounds__(kThreads, 1) sum_frames(SumJob job) {
+    sum_part<kPlain>(job, part_of_grid());
+}
+
+template <bool kPlain>
+__global__ void __launch_bounds__(kThreads, 1) sum_many(JobList<SumJob> list) {
+    each_part(list, [](const SumJob& job, const Part& part) { sum_part<kPlain>(job, part); });
+}
+
 // Check 7, the verdict, and NaN instead of a sum that failed: every block finds the verdict by itself.
-__global__ void __launch_bounds__(kThreads) conclude(SumJob job) {
+__device__ __forceinline__ void conclude_part(const SumJob& job, const Part& part) {
     uint64_t& failure = *shared_memory<uint64_t>();
     if (threadIdx.x == 0) failure = job.state->failure;
     __syncthreads();
@@ -220,27 +230,46 @@ __global__ void __launch_bounds__(kThreads) conclude(SumJob job) {
             if (job.views[frame].found != job.views[frame].header.checksum)
                 atomic_min(&failure, failure_of(kChecksums, frame, QSGD_BAD_CHECKSUM));
     __syncthreads();
-    if (thread_of_grid() == 0) *job.verdict = verdict_of(failure);
+    if (part.thread() == 0) *job.verdict = verdict_of(failure);
     if (failure == kNoFailure) return;
     with_dtype(job.expected.dtype, [&](auto t) {
         using T = decltype(t);
         auto* const out = static_cast<typename T::Element*>(job.out);
-        for (uint64_t k = thread_of_grid(); k < job.expected.count; k += threads_of_grid())
+        for (uint64_t k = part.thread(); k < job.expected.count; k += part.threads())
             out[k] = T::narrow(float_from_bits(kNanBits));
     });
 }
 
+__global__ void __launch_bounds__(kThreads) conclude(SumJob job) { conclude_part(job, part_of_grid()); }
+
+__global__ void __launch_bounds__(kThreads) conclude_many(JobList<SumJob> list) {
+    each_job(list, [](const SumJob& job, uint32_t) { conclude_part(job, {0, 1}); });
+}
+
 }  // namespace
 
+uint32_t blocks_of(const SumJob& job) { return blocks_for(ceil_div(job.units, kThreads / kLanes)); }
+
+uint64_t shared_bytes_of(const SumJob& job) { return Terms::bytes(job.frame_count); }
+
 cudaError_t sum_units(const SumJob& job, bool plain, void* stream) {
-    const uint32_t blocks = blocks_for(ceil_div(job.units, kThreads / kLanes));
     return launch(plain ? sum_frames<true> : sum_frames<false>,
-                  {blocks, kThreads, Terms::bytes(job.frame_count), stream}, job);
+                  {blocks_of(job), kThreads, shared_bytes_of(job), stream}, job);
+}
+
+cudaError_t sum_units(const JobList<SumJob>& list, void* stream) {
+    const Launch how = list.launch(kThreads, stream);
+    const cudaError_t error = launch(sum_many<true>, how, list);
+    return error ? error : launch(sum_many<false>, how, list);
 }
 
 cudaError_t conclude_sum(const SumJob& job, void* stream) {
     const uint64_t blocks = ceil_div(job.expected.count, kUnit * kThreads / kLanes);
     return launch(conclude, {blocks_for(blocks < 64 ? blocks : 64), kThreads, 8, stream}, job);
+}
+
+cudaError_t conclude_sums(const JobList<SumJob>& list, void* stream) {
+    return launch(conclude_many, {blocks_for(list.count), kThreads, 8, stream}, list);
 }
 
 }  // namespace qsgd

@@ -2,8 +2,6 @@
 #include "cuda/encode.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/quantize.cuh"
-#include "cuda/rans.cuh"
-#include "cuda/status.h"
 
 namespace qsgd {
 namespace {
@@ -118,23 +116,31 @@ struct Encoder {
 };
 
 template <bool kFindsScales>
-__global__ void __launch_bounds__(kMostThreads) encode_units(EncodeJob job) {
+__device__ __forceinline__ void encode_part(const EncodeJob& job, const Part& part) {
     Shared& shared = *shared_memory<Shared>();
     Encoder<kFindsScales> encoder = {job, shared,
                                      Random(job.seed(), job.spec.rank, job.spec.tensor, job.step()),
                                      static_cast<float>(job.spec.levels), blockDim.x / kLanes};
     const uint64_t chunks = ceil_div(job.spec.count, kUnit * encoder.units);
-    for (uint64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) encoder.encode(chunk);
+    for (uint64_t chunk = part.block; chunk < chunks; chunk += part.blocks) encoder.encode(chunk);
     if (!kFindsScales)
         encoder.sum +=
-            terms_of(job.frame, kHeaderWords, job.scale_words_end(), thread_of_grid(), threads_of_grid());
+            terms_of(job.frame, kHeaderWords, job.scale_words_end(), part.thread(), part.threads());
     const uint64_t total = block_sum(encoder.sum, shared.parts);
-    if (threadIdx.x == 0) job.terms[blockIdx.x] = total;
+    if (threadIdx.x == 0) job.terms[part.block] = total;
 }
 
-// The rest of the frame: the header, and a zero that may follow the scales.
-__global__ void __launch_bounds__(kThreads)
-    finish_frame(EncodeJob job, uint32_t blocks, const double* squared_norm) {
+template <bool kFindsScales>
+__global__ void __launch_bounds__(kMostThreads) encode_units(EncodeJob job) {
+    encode_part<kFindsScales>(job, part_of_grid());
+}
+
+__global__ void __launch_bounds__(kMostThreads) encode_units_of_many(JobList<EncodeJob> list) {
+    each_part(list, [](const EncodeJob& job, const Part& part) { encode_part<true>(job, part); });
+}
+
+// The rest of the frame, by one block: the header, and a zero that may follow the scales.
+__device__ __forceinline__ void finish(const EncodeJob& job, uint32_t blocks, const double* squared_norm) {
     uint64_t sum = 0;
     for (uint32_t k = threadIdx.x; k < blocks; k += blockDim.x) sum += job.terms[k];
     sum = block_sum(sum, shared_memory<uint64_t>());
@@ -145,6 +151,15 @@ __global__ void __launch_bounds__(kThreads)
     put_header(job.frame, header);
 }
 
+__global__ void __launch_bounds__(kThreads)
+    finish_frame(EncodeJob job, uint32_t blocks, const double* squared_norm) {
+    finish(job, blocks, squared_norm);
+}
+
+__global__ void __launch_bounds__(kThreads) finish_many(JobList<EncodeJob> list) {
+    each_job(list, [](const EncodeJob& job, uint32_t blocks) { finish(job, blocks, nullptr); });
+}
+
 // Units in a bucket, if a block can find its scale on the way; 0 if not.
 uint32_t group_of(const qsgd_spec& spec, uint32_t units) {
     if (spec.bucket_size % kUnit != 0) return 0;
@@ -153,61 +168,42 @@ uint32_t group_of(const qsgd_spec& spec, uint32_t units) {
     return sums_in_lanes && group <= units / 2 && units % (2 * group) == 0 ? static_cast<uint32_t>(group) : 0;
 }
 
-struct Scratch {
-    uint64_t terms_bytes, leaves_bytes, bytes;
-    explicit Scratch(const qsgd_spec& spec)
-        : terms_bytes(8 * kMostBlocks),
-          leaves_bytes(8 * tree_leaves(spec)),
-          bytes(terms_bytes + leaves_bytes + 8 * tree_nodes(spec)) {}
-};
+uint32_t units_of_block(uint8_t codec) { return codec == QSGD_CODEC_TERNARY ? kTernaryUnits : kPackedUnits; }
 
-cudaError_t encode_frame(EncodeJob& job, const TreeScratch& tree, void* stream) {
-    const uint32_t units = job.spec.codec == QSGD_CODEC_TERNARY ? kTernaryUnits : kPackedUnits;
-    const uint32_t blocks = job.spec.count ? blocks_for(ceil_div(job.spec.count, kUnit * units)) : 0;
-    const double* squared_norm = nullptr;
-    job.group = group_of(job.spec, units);
-    cudaError_t error = cudaSuccess;
-    if (blocks && !job.group) error = find_scales(job, tree, stream);
-    if (!error && blocks)
-        error = launch(job.group ? encode_units<true> : encode_units<false>,
-                       {blocks, units * kLanes, sizeof(Shared), stream}, job);
-    const bool norm = job.spec.flags & QSGD_FLAG_SQUARED_NORM;  // in the scratch memory that scales needed
-    if (!error && norm) error = find_squared_norm(job, tree, &squared_norm, stream);
-    return error
-               ? error
-               : launch(finish_frame, {1, kThreads, 8 * kThreads / kWarp, stream}, job, blocks, squared_norm);
-}
+constexpr uint64_t kFinishingShared = 8 * kThreads / kWarp;
 
 }  // namespace
+
+uint32_t blocks_of(const EncodeJob& job) {
+    return job.spec.count ? blocks_for(ceil_div(job.spec.count, kUnit * units_of_block(job.spec.codec))) : 0;
+}
+
+bool find_group(EncodeJob& job) {
+    job.group = group_of(job.spec, units_of_block(job.spec.codec));
+    return job.group != 0;
+}
+
+cudaError_t encode_frame(EncodeJob job, const TreeScratch& tree, void* stream) {
+    const uint32_t blocks = blocks_of(job), threads = units_of_block(job.spec.codec) * kLanes;
+    const double* squared_norm = nullptr;
+    cudaError_t error = cudaSuccess;
+    if (!find_group(job) && blocks) error = find_scales(job, tree, stream);
+    if (!error && blocks)
+        error = launch(job.group ? encode_units<true> : encode_units<false>,
+                       {blocks, threads, sizeof(Shared), stream}, job);
+    const bool norm = job.spec.flags & QSGD_FLAG_SQUARED_NORM;  // in the scratch memory that scales needed
+    if (!error && norm) error = find_squared_norm(job, tree, &squared_norm, stream);
+    return error ? error
+                 : launch(finish_frame, {1, kThreads, kFinishingShared, stream}, job, blocks, squared_norm);
+}
+
+cudaError_t encode_frames(ListWriter<EncodeJob>& jobs, uint8_t codec, void* stream) {
+    JobList<EncodeJob> list;
+    cudaError_t error = jobs.finish(sizeof(Shared), list);
+    if (!error && list.blocks)
+        error = launch(encode_units_of_many, list.launch(units_of_block(codec) * kLanes, stream), list);
+    const Launch finishing = {blocks_for(list.count), kThreads, kFinishingShared, stream};
+    return error || !list.count ? error : launch(finish_many, finishing, list);
+}
+
 }  // namespace qsgd
-
-using namespace qsgd;
-
-int qsgd_cuda_encode_scratch(const qsgd_spec* spec, uint64_t* bytes) {
-    if (!spec || !bytes || !spec_possible(*spec)) return QSGD_BAD_ARGUMENT;
-    if (spec->codec == QSGD_CODEC_RANS)
-        *bytes = rans_scratch_bytes(*spec);
-    else if (rounds_to_fixed_width(spec->codec))
-        *bytes = Scratch(*spec).bytes;
-    else
-        return QSGD_BAD_ARGUMENT;
-    return QSGD_OK;
-}
-
-int qsgd_cuda_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
-                     const qsgd_draw* draw, void* scratch, uint64_t scratch_bytes, void* stream) {
-    if (!spec || !frame || !scratch || !spec_possible(*spec) || !rounds_to_fixed_width(spec->codec))
-        return QSGD_BAD_ARGUMENT;
-    if ((!gradient && spec->count) || !aligned(gradient, element_bytes(spec->dtype)))
-        return QSGD_BAD_ARGUMENT;
-    if (!aligned(frame, 8) || !aligned(scratch, 8) || !aligned(draw, 8)) return QSGD_BAD_ARGUMENT;
-    const Scratch needs(*spec);
-    EncodeJob job = {*spec,    layout_of(*spec),
-                     gradient, static_cast<uint8_t*>(frame),
-                     draw,     static_cast<uint64_t*>(scratch),
-                     0};
-    if (capacity < job.at.frame_bytes) return QSGD_FRAME_TOO_SMALL;
-    if (scratch_bytes < needs.bytes) return QSGD_BAD_ARGUMENT;
-    auto* const leaves = reinterpret_cast<double*>(static_cast<uint8_t*>(scratch) + needs.terms_bytes);
-    return status_of(encode_frame(job, {leaves, leaves + needs.leaves_bytes / 8}, stream));
-}

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/checksum.cuh"
+#include "cuda/many.cuh"
 
 namespace qsgd {
 
@@ -45,5 +46,16 @@ cudaError_t find_scales(const EncodeJob& job, const TreeScratch& scratch, void* 
 // The sum of all squares, to where *result points.
 cudaError_t find_squared_norm(const EncodeJob& job, const TreeScratch& scratch, const double** result,
                               void* stream);
+
+// Sets job.group; false if a bucket's scale is not found on the way.
+bool find_group(EncodeJob& job);
+
+// Of encode_units.
+uint32_t blocks_of(const EncodeJob& job);
+
+cudaError_t encode_frame(EncodeJob job, const TreeScratch& tree, void* stream);
+
+// The frames of jobs with `codec`, each with a group and without a squared norm, by one launch for all.
+cudaError_t encode_frames(ListWriter<EncodeJob>& jobs, uint8_t codec, void* stream);
 
 }  // namespace qsgd

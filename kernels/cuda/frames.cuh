@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/checksum.cuh"
+#include "cuda/many.cuh"
 #include "rans.h"
 
 namespace qsgd {
@@ -89,6 +90,7 @@ struct SumJob {
 
 // Checks the headers, and fills in the views.
 cudaError_t open_frames(const SumJob& job, void* stream);
+cudaError_t open_frames(const JobList<SumJob>& list, void* stream);
 
 // Check 8 of what precedes the streams, and where these are.
 cudaError_t open_rans_payloads(const SumJob& job, void* stream);
@@ -100,7 +102,14 @@ cudaError_t decode_rans_streams(const SumJob& job, void* stream);
 // nothing.
 cudaError_t sum_units(const SumJob& job, bool plain, void* stream);
 
+// Both, for all jobs: of each as many blocks as blocks_of says, and shared memory for the one that needs
+// most.
+cudaError_t sum_units(const JobList<SumJob>& list, void* stream);
+uint32_t blocks_of(const SumJob& job);
+uint64_t shared_bytes_of(const SumJob& job);
+
 // Check 7, and the verdict.
 cudaError_t conclude_sum(const SumJob& job, void* stream);
+cudaError_t conclude_sums(const JobList<SumJob>& list, void* stream);
 
 }  // namespace qsgd

@@ -43,6 +43,16 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how,
                             static_cast<cudaStream_t>(how.stream));
 }
 
+// A block's part of a job that so many blocks share.
+struct Part {
+    uint32_t block, blocks;
+    __device__ __forceinline__ uint64_t thread() const {
+        return static_cast<uint64_t>(block) * blockDim.x + threadIdx.x;
+    }
+    __device__ __forceinline__ uint64_t threads() const { return static_cast<uint64_t>(blocks) * blockDim.x; }
+};
+__device__ __forceinline__ Part part_of_grid() { return {blockIdx.x, gridDim.x}; }
+
 // The block's shared memory, all of it dynamic.
 template <class T>
 __device__ __forceinline__ T* shared_memory() {

@@ -34,7 +34,7 @@ __device__ void open(const SumJob& job, uint32_t number, const uint8_t* base, co
 
 // Each lane looks where its frame begins if those before it are as long as the first: what is found there
 // counts as far as that is so.
-__global__ void __launch_bounds__(kWarp) open_all(SumJob job) {
+__device__ void open_all(const SumJob& job) {
     const uint32_t lane = threadIdx.x;
     if (lane == 0) *job.state = {kNoFailure, 0};
     __syncwarp();
@@ -60,10 +60,20 @@ __global__ void __launch_bounds__(kWarp) open_all(SumJob job) {
     }
 }
 
+__global__ void __launch_bounds__(kWarp) open_of_one(SumJob job) { open_all(job); }
+
+__global__ void __launch_bounds__(kWarp) open_of_many(JobList<SumJob> list) {
+    each_job(list, [](const SumJob& job, uint32_t) { open_all(job); });
+}
+
 }  // namespace
 
 cudaError_t open_frames(const SumJob& job, void* stream) {
-    return launch(open_all, {1, kWarp, 0, stream}, job);
+    return launch(open_of_one, {1, kWarp, 0, stream}, job);
+}
+
+cudaError_t open_frames(const JobList<SumJob>& list, void* stream) {
+    return launch(open_of_many, {blocks_for(list.count), kWarp, 0, stream}, list);
 }
 
 }  // namespace qsgd
