@@ -35,18 +35,21 @@ class Late(ctypes.Structure):
 
 
 class Encoding(ctypes.Structure):
-    """``qsgd_encoding``: how to encode, addresses of the gradient and of its frame, and the bytes that are there."""
+    """``qsgd_encoding``: addresses of a ``Spec``, of the gradient and of its frame, and the bytes that are there."""
 
-    _fields_ = (("spec", Spec), ("gradient", c_void_p), ("frame", c_void_p), ("capacity", c_uint64))
+    _fields_ = (("spec", c_void_p), ("gradient", c_void_p), ("frame", c_void_p), ("capacity", c_uint64))
 
 
 class Summation(ctypes.Structure):
-    """``qsgd_summation``: frames to be added up, and where to; ``verdict`` is the address of a ``Verdict``."""
+    """``qsgd_summation``: frames to be added up, and where to.
+
+    ``expected`` and ``verdict`` are addresses of an ``Expectation`` and a ``Verdict``.
+    """
 
     _fields_ = (
         ("frames", c_void_p),
         ("bytes", c_uint64),
-        ("expected", Expectation),
+        ("expected", c_void_p),
         ("frame_count", c_uint32),
         ("factor", c_float),
         ("out", c_void_p),

@@ -44,7 +44,7 @@ QSGD_API int qsgd_cuda_encode(const qsgd_spec* spec, const void* gradient, void*
 
 /* A gradient, and memory for its frame. */
 typedef struct {
-    qsgd_spec spec;
+    const qsgd_spec* spec;
     const void* gradient;
     void* frame;
     uint64_t capacity;
@@ -53,10 +53,11 @@ typedef struct {
 /* How many bytes of scratch memory qsgd_cuda_encode_many needs for `count` gradients: their specs tell. */
 QSGD_API int qsgd_cuda_encode_many_scratch(const qsgd_encoding* all, uint32_t count, uint64_t* bytes);
 
-/* qsgd_cuda_encode of many gradients: the same frames. The array, in memory of the host, is read before it
- * returns. A few kernels serve all whose buckets' scales are found on the way (for packed codes buckets of
- * 512, 1024, 2048 or 4096 elements with max norm, or of 512 with l2 norm; for ternary codes of 512, 1024,
- * 2560 or 5120, or of 512) and who need no squared norm; the others take kernels of their own. */
+/* qsgd_cuda_encode of many gradients: the same frames. The array and what its specs point to, in memory of
+ * the host, are read before it returns. A few kernels serve all whose buckets' scales are found on the way
+ * (for packed codes buckets of 512, 1024, 2048 or 4096 elements with max norm, or of 512 with l2 norm; for
+ * ternary codes of 512, 1024, 2560 or 5120, or of 512) and who need no squared norm; the others take kernels
+ * of their own. */
 QSGD_API int qsgd_cuda_encode_many(const qsgd_encoding* all, uint32_t count, const qsgd_draw* draw,
                                    void* scratch, uint64_t scratch_bytes, void* stream);
 
@@ -99,7 +100,7 @@ QSGD_API int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t f
 typedef struct {
     const void* frames;
     uint64_t bytes;
-    qsgd_expectation expected;
+    const qsgd_expectation* expected;
     uint32_t frame_count;
     float factor;
     void* out;
@@ -111,7 +112,7 @@ typedef struct {
 QSGD_API int qsgd_cuda_decode_sum_many_scratch(const qsgd_summation* all, uint32_t count, uint64_t* bytes);
 
 /* qsgd_cuda_decode_sum of many sums, of codecs packed and ternary: the same results, by a few kernels for
- * all. The array, in memory of the host, is read before it returns. */
+ * all. The array and what it expects, in memory of the host, are read before it returns. */
 QSGD_API int qsgd_cuda_decode_sum_many(const qsgd_summation* all, uint32_t count, const qsgd_late* late,
                                        void* scratch, uint64_t scratch_bytes, void* stream);
 

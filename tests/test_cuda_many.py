@@ -54,7 +54,7 @@ def encode_many(kernels: CudaKernels, given: Tensors, draw: Draw | None = None) 
     frames = [Buffer(native.frame_bytes(spec), 8 * (k % 2)) for k, spec in enumerate(specs)]
     table = (Encoding * len(given))(
         *(
-            Encoding(spec, gradient.address, frame.address, native.frame_bytes(spec))
+            Encoding(ctypes.addressof(spec), gradient.address, frame.address, native.frame_bytes(spec))
             for spec, gradient, frame in zip(specs, gradients, frames)
         )
     )
@@ -81,9 +81,11 @@ def decode_many(
     ]
     verdicts = [Buffer(ctypes.sizeof(Verdict)) for _ in sums]
     table = (Summation * len(sums))()
+    expectations = [
+        native.Expectation(how["count"], how["tensor"], how["step"], ref.DTYPES[how["dtype"]], 0) for _, how in sums
+    ]
     for k, (frames, how) in enumerate(sums):
-        expected = native.Expectation(how["count"], how["tensor"], how["step"], ref.DTYPES[how["dtype"]], 0)
-        size = sum(map(len, frames))
+        expected, size = ctypes.addressof(expectations[k]), sum(map(len, frames))
         table[k] = Summation(
             sent[k].address, size, expected, len(frames), how["factor"], outs[k].address, verdicts[k].address
         )
@@ -173,10 +175,11 @@ def test_wrong_arguments(k: int) -> None:
     """Of any of the list; what else is on it does not matter."""
     c, size = cuda_kernels().c, ctypes.c_uint64()
     spec, memory, work = make_spec(600, levels=7, bucket_size=512), Buffer(4096), Buffer(1 << 20)
-    right = Encoding(spec, memory.address, memory.address, 4096)
+    others = [make_spec(600, codec="rans", levels=7, bucket_size=512), native.Spec()]
+    right = Encoding(ctypes.addressof(spec), memory.address, memory.address, 4096)
     refused = [
         {"gradient": None}, {"gradient": memory.address + 2}, {"frame": None}, {"frame": memory.address + 4},
-        {"spec": make_spec(600, codec="rans", levels=7, bucket_size=512)}, {"spec": native.Spec()},
+        {"spec": None}, *({"spec": ctypes.addressof(other)} for other in others),
     ]  # fmt: skip
     for status, wrong in [(0, {}), *((1, wrong) for wrong in refused), (2, {"capacity": 300})]:
         table = (Encoding * 3)(*[right] * 3)
@@ -185,10 +188,11 @@ def test_wrong_arguments(k: int) -> None:
         found = c.qsgd_cuda_encode_many_scratch(table, 3, size)
         assert found == (1 if "spec" in wrong else 0)
         assert c.qsgd_cuda_encode_many(table, 3, None, work.address, 1 << 20, None) == status, wrong
-    expected = native.Expectation(600, 0, 0, 1, 0)
-    sums = Summation(memory.address, 4096, expected, 1, 1.0, memory.address, memory.address)
+    expected, of_no_dtype = native.Expectation(600, 0, 0, 1, 0), native.Expectation(600, 0, 0, 9, 0)
+    sums = Summation(memory.address, 4096, ctypes.addressof(expected), 1, 1.0, memory.address, memory.address)
     refused = [
-        {"frames": None}, {"frames": memory.address + 4}, {"expected": native.Expectation(600, 0, 0, 9, 0)},
+        {"frames": None}, {"frames": memory.address + 4}, {"expected": None},
+        {"expected": ctypes.addressof(of_no_dtype)},
         {"frame_count": 0}, {"out": None}, {"out": memory.address + 2}, {"verdict": None},
         {"verdict": memory.address + 2},
     ]  # fmt: skip
@@ -205,10 +209,9 @@ def test_wrong_arguments(k: int) -> None:
 def test_wrong_arguments_of_a_whole_list(what: str) -> None:
     c, size = cuda_kernels().c, ctypes.c_uint64()
     memory, work = Buffer(4096), Buffer(1 << 20)
-    encoding = Encoding(make_spec(600, levels=7, bucket_size=512), memory.address, memory.address, 4096)
-    summation = Summation(
-        memory.address, 4096, native.Expectation(600, 0, 0, 1, 0), 1, 1.0, memory.address, memory.address
-    )
+    spec, expected = make_spec(600, levels=7, bucket_size=512), native.Expectation(600, 0, 0, 1, 0)
+    encoding = Encoding(ctypes.addressof(spec), memory.address, memory.address, 4096)
+    summation = Summation(memory.address, 4096, ctypes.addressof(expected), 1, 1.0, memory.address, memory.address)
     table = (Encoding * 2)(*[encoding] * 2) if what == "encode" else (Summation * 2)(*[summation] * 2)
     call, ask = getattr(c, f"qsgd_cuda_{what}_many"), getattr(c, f"qsgd_cuda_{what}_many_scratch")
     assert ask(table, 2, size) == 0

@@ -55,9 +55,10 @@ cudaError_t decode_sum(SumJob job, void* stream) {
 }
 
 int check(const qsgd_summation& one) {
-    const uint32_t dtype = one.expected.dtype;
-    if (!one.frames || !one.frame_count || !one.verdict || !is_dtype(dtype)) return QSGD_BAD_ARGUMENT;
-    if ((!one.out && one.expected.count) || !aligned(one.out, element_bytes(dtype))) return QSGD_BAD_ARGUMENT;
+    if (!one.frames || !one.frame_count || !one.expected || !one.verdict) return QSGD_BAD_ARGUMENT;
+    const uint32_t dtype = one.expected->dtype;
+    if (!is_dtype(dtype) || (!one.out && one.expected->count) || !aligned(one.out, element_bytes(dtype)))
+        return QSGD_BAD_ARGUMENT;
     return aligned(one.frames, 8) && aligned(one.verdict, 4) ? QSGD_OK : QSGD_BAD_ARGUMENT;
 }
 
@@ -66,11 +67,11 @@ SumJob job_of(const qsgd_summation& one, const qsgd_late* late, void* scratch) {
     SumJob job = {};
     job.frames = static_cast<const uint8_t*>(one.frames), job.bytes = one.bytes;
     job.frame_count = one.frame_count;
-    job.expected = one.expected, job.factor_ = one.factor;
+    job.expected = *one.expected, job.factor_ = one.factor;
     if (late) job.late = *late;
     job.out = one.out, job.verdict = one.verdict;
     job.state = state, job.views = reinterpret_cast<FrameView*>(state + 1);
-    job.units = ceil_div(one.expected.count, kUnit);
+    job.units = ceil_div(one.expected->count, kUnit);
     return job;
 }
 
@@ -120,8 +121,8 @@ int qsgd_cuda_decode_scratch_variable(uint64_t count, uint32_t frame_count, uint
 int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
                          const qsgd_expectation* expected, float factor, const qsgd_late* late, void* out,
                          qsgd_verdict* verdict, void* scratch, uint64_t scratch_bytes, void* stream) {
-    if (!expected || !scratch || !aligned(scratch, 8)) return QSGD_BAD_ARGUMENT;
-    const qsgd_summation one = {frames, bytes, *expected, frame_count, factor, out, verdict};
+    if (!scratch || !aligned(scratch, 8)) return QSGD_BAD_ARGUMENT;
+    const qsgd_summation one = {frames, bytes, expected, frame_count, factor, out, verdict};
     const int status = check(one);
     if (status != QSGD_OK) return status;
     if (scratch_bytes < Scratch(frame_count).bytes) return QSGD_BAD_ARGUMENT;

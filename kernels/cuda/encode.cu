@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kMostThreads) encode_units(EncodeJob job) {
     encode_part<kFindsScales>(job, part_of_grid());
 }
 
-__global__ void __launch_bounds__(kMostThreads) encode_units_of_many(JobList<EncodeJob> list) {
+__global__ void __launch_bounds__(kMostThreads, 1) encode_units_of_many(JobList<EncodeJob> list) {
     each_part(list, [](const EncodeJob& job, const Part& part) { encode_part<true>(job, part); });
 }
 

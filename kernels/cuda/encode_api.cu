@@ -19,18 +19,20 @@ struct Scratch {
     }
 };
 
-bool possible(const qsgd_spec& spec) { return spec_possible(spec) && rounds_to_fixed_width(spec.codec); }
+bool possible(const qsgd_spec* spec) {
+    return spec && spec_possible(*spec) && rounds_to_fixed_width(spec->codec);
+}
 
 int check(const qsgd_encoding& one) {
     if (!possible(one.spec) || !one.frame || !aligned(one.frame, 8)) return QSGD_BAD_ARGUMENT;
-    if ((!one.gradient && one.spec.count) || !aligned(one.gradient, element_bytes(one.spec.dtype)))
+    if ((!one.gradient && one.spec->count) || !aligned(one.gradient, element_bytes(one.spec->dtype)))
         return QSGD_BAD_ARGUMENT;
-    return one.capacity < layout_of(one.spec).frame_bytes ? QSGD_FRAME_TOO_SMALL : QSGD_OK;
+    return one.capacity < layout_of(*one.spec).frame_bytes ? QSGD_FRAME_TOO_SMALL : QSGD_OK;
 }
 
 EncodeJob job_of(const qsgd_encoding& one, const qsgd_draw* draw, void* terms) {
-    return {one.spec,
-            layout_of(one.spec),
+    return {*one.spec,
+            layout_of(*one.spec),
             one.gradient,
             static_cast<uint8_t*>(one.frame),
             draw,
@@ -111,8 +113,8 @@ int qsgd_cuda_encode_scratch(const qsgd_spec* spec, uint64_t* bytes) {
 
 int qsgd_cuda_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
                      const qsgd_draw* draw, void* scratch, uint64_t scratch_bytes, void* stream) {
-    if (!spec || !scratch || !aligned(scratch, 8) || !aligned(draw, 8)) return QSGD_BAD_ARGUMENT;
-    const qsgd_encoding one = {*spec, gradient, frame, capacity};
+    if (!scratch || !aligned(scratch, 8) || !aligned(draw, 8)) return QSGD_BAD_ARGUMENT;
+    const qsgd_encoding one = {spec, gradient, frame, capacity};
     const int status = check(one);
     if (status != QSGD_OK) return status;
     if (scratch_bytes < Scratch(*spec).bytes) return QSGD_BAD_ARGUMENT;
