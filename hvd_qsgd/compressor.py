@@ -174,28 +174,32 @@ class Compressor:
 
         If it cannot be made, the buffer holds an error frame, so that all ranks learn of it.
         """
-        return self.encode_by(lambda slot: self._encode(slot, gradient, allocate), ticket, allocate)
+        return self.encode_together(lambda slots: [self._encode(slots[0], gradient, allocate)], [ticket], allocate)[0]
 
-    def encode_by(
-        self, make: Callable[[Slot], Buffer], ticket: Ticket, allocate: Callable[[int], tuple[Buffer, int]]
-    ) -> Buffer:
-        """``encode``, with the frame that ``make`` returns once it has told its length to the slot's history."""
+    def encode_together(
+        self,
+        make: Callable[[list[Slot]], list[Buffer]],
+        tickets: Sequence[Ticket],
+        allocate: Callable[[int], tuple[Buffer, int]],
+    ) -> list[Buffer]:
+        """``encode``, with frames that ``make`` returns once it has told their lengths to the slots' histories."""
         start = time.perf_counter()
-        slot: Slot = ticket.slot
-        last = slot.history.frame_bytes
+        slots: list[Slot] = [ticket.slot for ticket in tickets]
+        lengths = [slot.history.frame_bytes for slot in slots]
         try:
-            buffer = make(slot)
-            ticket.encoded = True
-        except Exception as error:  # whatever it is: without a frame of this rank the others would wait for ever
-            return self.refuse(ticket, error, allocate)
+            buffers = make(slots)
+        except Exception as error:  # whatever it is: without frames of this rank the others would wait for ever
+            return [self.refuse(ticket, error, allocate) for ticket in tickets]
         stats = self.stats
-        stats.tensors_compressed += 1
-        stats.coordinates += slot.spec.count
-        stats.bytes_raw += slot.spec.count * wire.ITEM_BYTES[slot.dtype]
-        stats.bytes_sent += slot.history.frame_bytes
-        stats.frames_resized += last not in (0, slot.history.frame_bytes)
+        for ticket, slot, last in zip(tickets, slots, lengths):
+            ticket.encoded = True
+            stats.tensors_compressed += 1
+            stats.coordinates += slot.spec.count
+            stats.bytes_raw += slot.spec.count * wire.ITEM_BYTES[slot.dtype]
+            stats.bytes_sent += slot.history.frame_bytes
+            stats.frames_resized += last not in (0, slot.history.frame_bytes)
         stats.seconds_encode += time.perf_counter() - start
-        return buffer
+        return buffers
 
     def _encode(self, slot: Slot, gradient: int, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
         if not slot.quantization.fixed_length:
@@ -245,6 +249,11 @@ class Compressor:
             entries = memoryview(reduced).cast("f").tolist()
             slot.accepted = reduced, native.token_factor(entries, slot.size, slot.signature, str(slot))
         return slot.accepted[1]
+
+    def known_factor(self, ticket: Ticket, reduced: bytes) -> float | None:
+        """What ``factor`` would return if the token came back as it did last time; None if it did not, or not yet."""
+        accepted = ticket.slot.accepted
+        return None if accepted is None or accepted[0] != reduced else accepted[1]
 
     def decode(self, ticket: Ticket, address: int, size: int, factor: float, out: int) -> None:
         """Write the sum of all ranks' frames, ``size`` bytes at ``address``, times ``factor`` to ``out``."""

@@ -28,8 +28,8 @@ from hvd_qsgd.selection import ParameterNames, Skip, make_skip
 from hvd_qsgd.stats import Stats
 from hvd_qsgd.steps import Slot, Ticket
 from hvd_qsgd.torch_cpu import CpuPath
-from hvd_qsgd.torch_cuda import CudaPath
-from hvd_qsgd.torch_tensors import CPU, FEEDBACK_WIRE, WIRE_DTYPES, Form, Tokens, Wire, bytes_of, saved_residual
+from hvd_qsgd.torch_cuda import CudaPath, Departure
+from hvd_qsgd.torch_tensors import CPU, FEEDBACK_WIRE, WIRE_DTYPES, Form, Tokens, Wire, saved_residual
 from hvd_qsgd.torch_transport import Transport
 
 Tensor = torch.Tensor
@@ -161,9 +161,9 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             return self._carry(tensor)
         path = self._path(tensor)
         ticket = self._core.open(name, tensor.shape, wire.dtype, self._transport.ranks)
-        token = self._tokens(ticket, tensor).take()
-        gathering = path.start(ticket, tensor)
-        return token, (ticket, token, path, gathering, tensor, tensor.shape, wire)
+        token, form = self._tokens(ticket, tensor).take(), Form(tensor, tensor.shape, wire.carrier)
+        sent = token, (ticket, token, path, path.start(ticket, token, form), form, wire)
+        return sent if path is self._on_cpu else Departure(sent, self._on_gpu.depart)
 
     @Method
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
@@ -172,13 +172,13 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             return tensor
         if isinstance(ctx, torch.dtype):
             return tensor.to(ctx)
-        ticket, token, path, gathering, gradient, shape, wire = ctx
-        factor = self._core.factor(ticket, bytes_of(tensor))
+        ticket, token, path, gathering, form, wire = ctx
+        factor = self._core.factor(ticket, path.reduced(gathering, tensor))
         ticket.slot.tokens.give_back(token)
         start = time.perf_counter()
-        words = gathering.wait()
+        arrived = gathering.wait()
         self._core.stats.seconds_wait += time.perf_counter() - start
-        result: Tensor = path.finish(ticket, words, factor, Form(gradient, shape, wire.carrier))
+        result: Tensor = path.finish(ticket, arrived, factor, form)
         return result if wire.original is wire.carrier else result.to(wire.original)
 
     @Method

@@ -9,7 +9,7 @@ import torch
 from hvd_qsgd.compressor import Compressor
 from hvd_qsgd.residuals import Residuals
 from hvd_qsgd.steps import Slot, Ticket
-from hvd_qsgd.torch_tensors import WIRE_DTYPES, Form, allocate_frame, clipped, most_words, readable
+from hvd_qsgd.torch_tensors import WIRE_DTYPES, Form, allocate_frame, bytes_of, clipped, most_words, readable
 
 Tensor = torch.Tensor
 
@@ -22,9 +22,9 @@ class CpuPath:
         self._transport = transport
         self._residuals = residuals
 
-    def start(self, ticket: Ticket, tensor: Tensor) -> Any:
+    def start(self, ticket: Ticket, token: Tensor, form: Form) -> Any:
         """Encode the gradient and start gathering the frames: what to wait for."""
-        core, slot = self._core, ticket.slot
+        core, slot, tensor = self._core, ticket.slot, form.gradient
         try:
             gradient = self._prepared(slot, tensor)
         except Exception as error:  # told to all ranks, which would wait for this one's frame for ever
@@ -38,6 +38,10 @@ class CpuPath:
         if self._residuals is not None and ticket.encoded:
             self._residuals.subtract(slot, frame.data_ptr())
         return gathering
+
+    def reduced(self, gathering: Any, output: Tensor) -> bytes:
+        """The entries of the token that came back as ``output``."""
+        return bytes_of(output)
 
     def finish(self, ticket: Ticket, words: Tensor, factor: float, form: Form) -> Tensor:
         """The sum of the gathered frames, times ``factor``."""

@@ -7,14 +7,19 @@ was enqueued, when its own frames have arrived: by then the sum is long done.
 
 Where lengths vary the host waits twice: for a frame's length, since Horovod must know it, and for the sum's verdict,
 since no length tells an error frame. What the GPU refuses is then left to the CPU, which knows all codecs, and raises.
+
+Gradients of a group are encoded together, and added up together when the first of them is asked for.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import time
 import warnings
+import weakref
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -25,32 +30,80 @@ from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.steps import Slot, Ticket
 from hvd_qsgd.torch_cpu import CpuPath
 from hvd_qsgd.torch_cuda_encode import FIXED_LENGTH, Buffers, Encoder, memory, room, takes
-from hvd_qsgd.torch_tensors import Form, allocate_frame, most_words
+from hvd_qsgd.torch_tensors import Form, allocate_frame, bytes_of, bytes_of_each, most_words
 
 Tensor = torch.Tensor
 
 
-class _Sum(NamedTuple):
-    """A sum that was enqueued, and is not known to be right."""
+class _Group:
+    """Gradients that set out together."""
 
-    serial: int  # of the tickets before it, which are less
+    def __init__(self, journeys: list[_Journey]) -> None:
+        # Weak: a gradient that is given up must not look as if it were on its way.
+        self._journeys = [weakref.ref(journey) for journey in journeys]
+        self.size = len(journeys)
+        self.tokens_read = False
+
+    def others(self, journey: _Journey) -> list[_Journey]:
+        """Those beside this one that are not given up."""
+        alive = (one() for one in self._journeys)
+        return [one for one in alive if one is not None and one is not journey]
+
+
+class _Journey:
+    """A gradient on its way."""
+
+    __slots__ = (
+        "__weakref__", "_path", "factor", "form", "frame", "gathering", "group", "reduced", "result", "ticket",
+        "token", "words",
+    )  # fmt: skip
+
+    def __init__(self, path: CudaPath, ticket: Ticket, token: Tensor, form: Form) -> None:
+        self._path = path
+        self.ticket, self.token, self.form = ticket, token, form
+        self.group: _Group | None = None  # once it has set out
+        self.gathering: Any = None  # what to wait for, until the frames are here
+        self.frame: Tensor | None = None  # this rank's
+        self.reduced: bytes | None = None  # the token's entries, if they are known to be right
+        self.factor = 0.0  # that they make
+        self.words: Tensor | None = None  # the frames
+        self.result: Tensor | None = None
+
+    def wait(self) -> _Journey:
+        """Until the frames have arrived."""
+        self._path.arrive(self)
+        return self
+
+
+class Departure(tuple[Any, ...]):
+    """What ``compress`` returns, which sets out when it is looked into.
+
+    Horovod does that at once for a gradient by itself, ``token, ctx = compress(gradient)``, and for a group when all
+    of it is there, ``zip(*[compress(gradient) for gradient in group])``. It tells no other way what belongs together.
+    """
+
+    _depart: Callable[[], None]
+
+    def __new__(cls, values: tuple[Any, ...], depart: Callable[[], None]) -> Departure:
+        self = super().__new__(cls, values)
+        self._depart = depart
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        self._depart()
+        return super().__iter__()
+
+    def __getitem__(self, index: Any) -> Any:
+        self._depart()
+        return super().__getitem__(index)
+
+
+class _Sums(NamedTuple):
+    """Sums that were enqueued, and are not known to be right."""
+
+    serial: int  # of the tickets before them, which are less
     done: Any  # event
-    buffers: Buffers
-    what: str  # tensor and step
-
-
-class _Gathering(NamedTuple):
-    """Frames on their way."""
-
-    words: Any  # what to wait for
-    frame: Tensor  # this rank's
-    buffers: Buffers | None  # that it is of
-
-    def wait(self) -> Tensor:
-        words: Tensor = self.words.wait()
-        if self.buffers is not None:
-            self.buffers.frames.append(self.frame)
-        return words
+    each: list[tuple[Buffers, str]]  # of what tensor and step
 
 
 class CudaPath:
@@ -61,7 +114,8 @@ class CudaPath:
         self._transport = transport
         self._cpu = by_way_of_cpu
         self._encoder = Encoder()
-        self._enqueued: deque[_Sum] = deque()
+        self._waiting: list[weakref.ref[_Journey]] = []  # to set out
+        self._enqueued: deque[_Sums] = deque()
 
     def takes(self) -> bool:
         """Whether the kernels can do what the compressor's settings ask for."""
@@ -72,39 +126,57 @@ class CudaPath:
             return False
         return _have_kernels()
 
-    def start(self, ticket: Ticket, tensor: Tensor) -> _Gathering:
-        """Encode the gradient and start gathering the frames: what to wait for."""
-        slot: Slot = ticket.slot
-        with torch_streams.GPU.encoding(tensor.device) as stream:
-            encode = lambda slot: self._encoder.encode(slot, tensor, stream)  # noqa: E731
-            frame = self._core.encode_by(encode, ticket, allocate_frame)
-            gathering = self._transport.allgather(frame, slot.operation, most_words(slot), tensor.device)
-        return _Gathering(gathering, frame, slot.buffers if ticket.encoded else None)
+    def start(self, ticket: Ticket, token: Tensor, form: Form) -> _Journey:
+        """The gradient's way, which ``depart`` begins."""
+        journey = _Journey(self, ticket, token, form)
+        self._waiting.append(weakref.ref(journey))
+        return journey
 
-    def finish(self, ticket: Ticket, words: Tensor, factor: float, form: Form) -> Tensor:
+    def depart(self) -> None:
+        """Encode all gradients that were started, together, and start gathering the frames."""
+        if not self._waiting:
+            return
+        group, self._waiting = self._waiting, []
+        journeys = [journey for journey in (one() for one in group) if journey is not None]
+        for device in dict.fromkeys(journey.form.gradient.device for journey in journeys):
+            self._depart([journey for journey in journeys if journey.form.gradient.device == device], device)
+
+    def reduced(self, journey: _Journey, output: Tensor) -> bytes:
+        """The entries of the token that came back as ``output``."""
+        group = journey.group
+        assert group is not None
+        in_place = output is journey.token
+        if in_place and group.size > 1 and not group.tokens_read:
+            group.tokens_read = True
+            self._read_tokens([journey, *group.others(journey)])
+        return journey.reduced if in_place and journey.reduced is not None else bytes_of(output)
+
+    def arrive(self, journey: _Journey) -> None:
+        """Wait for the frames of a gradient, and of all of its group whose tokens are known to be right."""
+        if journey.gathering is None:
+            return
+        arriving = [one for one in self._ready_with(journey) if one.gathering is not None]
+        for one, words in zip(arriving, self._transport.wait_for([one.gathering for one in arriving])):
+            one.words, one.gathering = words, None
+            if one.ticket.encoded:
+                one.ticket.slot.buffers.frames.append(one.frame)
+
+    def finish(self, ticket: Ticket, journey: _Journey, factor: float, form: Form) -> Tensor:
         """The sum of the gathered frames, times ``factor``; NaN if ``check`` will find them wrong."""
         self.check(ticket.serial)
-        slot: Slot = ticket.slot
-        size = 8 * words.numel()
-        fixed = slot.quantization.codec in FIXED_LENGTH
-        # Among frames of one length another one may be an error frame, or of a codec that only the CPU knows.
-        if not ticket.encoded or (fixed and size != slot.size * slot.history.frame_bytes):
-            return self._cpu.finish(ticket, words, factor, form)
-        device = slot.buffers.device
-        words = words.to(device)
-        result = torch.empty(form.shape, dtype=form.dtype, device=device)
-        begin = time.perf_counter()
-        with torch_streams.GPU.here(device) as stream:
-            self._decode(slot, words, factor, result, stream)
-        done = torch_streams.GPU.mark(device)
-        if fixed:
-            self._enqueued.append(_Sum(self._core.steps.next_serial(), done, slot.buffers, str(slot)))
-        else:
-            done.synchronize()
-            if slot.buffers.verdict.status != native.OK:
-                return self._cpu.finish(ticket, words, factor, form)
-        self._core.decoded(slot, size, begin)
-        return result
+        if journey.result is None or journey.factor != factor:
+            journey.factor, journey.result = factor, None
+            self._add_up([one for one in self._ready_with(journey) if self._can_add_up(one)])
+        result, words = journey.result, journey.words
+        journey.result = journey.words = None
+        assert words is not None
+        return self._cpu.finish(ticket, words, factor, form) if result is None else result
+
+    def _ready_with(self, journey: _Journey) -> list[_Journey]:
+        """The gradient, and those of its group whose tokens are known to be right."""
+        if journey.reduced is None or journey.group is None:
+            return [journey]
+        return [journey, *(one for one in journey.group.others(journey) if one.reduced is not None)]
 
     def check(self, before: int | None = None) -> None:
         """Wait for the sums that were enqueued before the ticket with this number, or for all.
@@ -114,10 +186,9 @@ class CudaPath:
         """
         wrong: list[str] = []
         while self._enqueued and (before is None or self._enqueued[0].serial < before):
-            one = self._enqueued.popleft()
-            one.done.synchronize()
-            if one.buffers.verdict.status != native.OK:
-                wrong.append(_explained(one))
+            sums = self._enqueued.popleft()
+            sums.done.synchronize()
+            wrong += [_explained(*one) for one in sums.each if one[0].verdict.status != native.OK]
         if wrong:
             raise QSGDError(wrong[0])
 
@@ -126,27 +197,108 @@ class CudaPath:
         while self._enqueued:
             self._enqueued.popleft().done.synchronize()
 
-    def _decode(self, slot: Slot, words: Tensor, factor: float, result: Tensor, stream: int) -> None:
-        scratch = slot.buffers.scratch
-        if slot.quantization.codec not in FIXED_LENGTH:
-            scratch = memory(native_cuda.decode_scratch_variable(slot.spec.count, slot.size), words.device)
-        native_cuda.decode_sum(
-            room(words),
-            slot.size,
-            slot.expected,
-            factor,
-            result.data_ptr(),
-            slot.buffers.memory.data_ptr(),
-            room(scratch),
-            stream,
-        )
+    def _depart(self, journeys: list[_Journey], device: torch.device) -> None:
+        group = _Group(journeys)
+        with torch_streams.GPU.encoding(device) as stream:
+            encode = lambda slots: self._encoder.encode(slots, [one.form.gradient for one in journeys], stream)  # noqa: E731
+            frames = self._core.encode_together(encode, [one.ticket for one in journeys], allocate_frame)
+            for journey, frame in zip(journeys, frames):
+                slot: Slot = journey.ticket.slot
+                journey.group, journey.frame = group, frame
+                journey.gathering = self._transport.allgather(frame, slot.operation, most_words(slot), device)
+
+    def _read_tokens(self, journeys: list[_Journey]) -> None:
+        """Those that Horovod has reduced in place, as it does for an optimizer's groups, and as it did last time."""
+        for journey, reduced in zip(journeys, bytes_of_each([journey.token for journey in journeys])):
+            factor = self._core.known_factor(journey.ticket, reduced)
+            if factor is not None:
+                journey.reduced, journey.factor = reduced, factor
+
+    def _can_add_up(self, journey: _Journey) -> bool:
+        """Whether the GPU may, as far as the host knows."""
+        if journey.words is None or journey.result is not None or not journey.ticket.encoded:
+            return False
+        slot: Slot = journey.ticket.slot
+        # Among frames of one length another one may be an error frame, or of a codec that only the CPU knows.
+        return _varies(slot) or 8 * journey.words.numel() == slot.size * slot.history.frame_bytes
+
+    def _add_up(self, journeys: list[_Journey]) -> None:
+        """Results for all of them, on the current stream."""
+        if not journeys:
+            return
+        device = journeys[0].ticket.slot.buffers.device
+        begin = time.perf_counter()
+        for journey in journeys:
+            assert journey.words is not None
+            journey.words = journey.words.to(device)
+            journey.result = torch.empty(journey.form.shape, dtype=journey.form.dtype, device=device)
+        fixed = [journey for journey in journeys if not _varies(journey.ticket.slot)]
+        variable = [journey for journey in journeys if _varies(journey.ticket.slot)]
+        with torch_streams.GPU.here(device) as stream:
+            if len(fixed) == 1:
+                _decode(fixed[0], fixed[0].ticket.slot.buffers.scratch, stream)
+            elif fixed:
+                _decode_many(fixed, stream)
+            for journey in variable:
+                slot: Slot = journey.ticket.slot
+                _decode(
+                    journey, memory(native_cuda.decode_scratch_variable(slot.spec.count, slot.size), device), stream
+                )
+        done = torch_streams.GPU.mark(device)
+        if fixed:
+            each = [(journey.ticket.slot.buffers, str(journey.ticket.slot)) for journey in fixed]
+            self._enqueued.append(_Sums(self._core.steps.next_serial(), done, each))
+        if variable:
+            done.synchronize()
+        for journey in variable:
+            if journey.ticket.slot.buffers.verdict.status != native.OK:
+                journey.result = None
+        for journey in journeys:
+            if journey.result is not None:
+                self._core.decoded(journey.ticket.slot, 8 * journey.words.numel(), begin)  # type: ignore[union-attr]
+                begin = time.perf_counter()
 
 
-def _explained(wrong: _Sum) -> str:
-    verdict = wrong.buffers.verdict
+def _varies(slot: Slot) -> bool:
+    return slot.quantization.codec not in FIXED_LENGTH
+
+
+def _decode(journey: _Journey, scratch: Tensor, stream: int) -> None:
+    slot: Slot = journey.ticket.slot
+    assert journey.words is not None
+    assert journey.result is not None
+    native_cuda.decode_sum(
+        room(journey.words),
+        slot.size,
+        slot.expected,
+        journey.factor,
+        journey.result.data_ptr(),
+        slot.buffers.memory.data_ptr(),
+        room(scratch),
+        stream,
+    )
+
+
+def _decode_many(journeys: list[_Journey], stream: int) -> None:
+    table = (native_cuda.Summation * len(journeys))(*[_summation(journey) for journey in journeys])
+    scratch = memory(native_cuda.decode_sum_many_scratch(table), journeys[0].form.gradient.device)
+    native_cuda.decode_sum_many(table, room(scratch), stream)
+
+
+def _summation(journey: _Journey) -> native_cuda.Summation:
+    slot: Slot = journey.ticket.slot
+    assert journey.words is not None
+    assert journey.result is not None
+    address, size = room(journey.words)
+    expected, verdict = ctypes.addressof(slot.expected), slot.buffers.memory.data_ptr()
+    return native_cuda.Summation(address, size, expected, slot.size, journey.factor, journey.result.data_ptr(), verdict)
+
+
+def _explained(buffers: Buffers, what: str) -> str:
+    verdict = buffers.verdict
     return (
-        f"{wrong.what} from rank {verdict.bad_frame} {native.status_text(verdict.status)}. A GPU finds that "
-        "late, and has made the sum NaN on this rank: the weights may be spoilt, so go back to a checkpoint"
+        f"{what} from rank {verdict.bad_frame} {native.status_text(verdict.status)}. A GPU finds that late, and has "
+        "made the sum NaN on this rank: the weights may be spoilt, so go back to a checkpoint"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from hvd_qsgd.torch_tensors import WIRE_DTYPES, readable
 Tensor = torch.Tensor
 # Codecs of which there are kernels: with the first ones the host knows how long frames are.
 FIXED_LENGTH, VARIABLE_LENGTH = ("packed", "ternary"), ("rans",)
+
+
+_Pair = tuple[Slot, Tensor]  # a tensor's slot, and its gradient as the kernels read it
 
 
 class Buffers:
@@ -40,33 +44,70 @@ class Encoder:
     def __init__(self) -> None:
         self._scratch: dict[torch.device, Tensor] = {}
 
-    def encode(self, slot: Slot, tensor: Tensor, stream: int) -> Tensor:
-        """The frame of ``tensor``; its length is told to the slot's history."""
+    def encode(self, slots: list[Slot], tensors: list[Tensor], stream: int) -> list[Tensor]:
+        """The frames of tensors of one device; their lengths are told to the slots' histories."""
+        pairs = [self._prepare(slot, tensor) for slot, tensor in zip(slots, tensors)]
+        frames: dict[int, Tensor] = {}
+        for codecs, encode in (
+            (FIXED_LENGTH, self._encode_fixed if len(pairs) == 1 else self._encode_many),
+            (VARIABLE_LENGTH, self._encode_variable),
+        ):
+            numbers = [k for k, slot in enumerate(slots) if slot.quantization.codec in codecs]
+            if numbers:
+                frames.update(zip(numbers, encode([pairs[k] for k in numbers], stream)))
+        return [frames[k] for k in range(len(slots))]
+
+    def _prepare(self, slot: Slot, tensor: Tensor) -> _Pair:
         gradient = readable(tensor, WIRE_DTYPES[tensor.dtype].carrier)
         torch_streams.GPU.lend(tensor)
         if slot.buffers is None or slot.buffers.device != tensor.device:
             slot.buffers = Buffers(tensor.device, slot.size)
-        scratch = self._scratch_for(slot, tensor.device)
-        if slot.quantization.codec in VARIABLE_LENGTH:
-            return self._encode_in_two_steps(slot, gradient, scratch, stream)
+        return slot, gradient
+
+    def _encode_fixed(self, pairs: list[_Pair], stream: int) -> list[Tensor]:
+        ((slot, gradient),) = pairs
         frame: Tensor = slot.buffers.frame(slot.most_bytes)
+        scratch = self._scratch_of(native_cuda.encode_scratch(slot.spec), gradient.device)
         native_cuda.encode(slot.spec, gradient.data_ptr(), frame.data_ptr(), slot.most_bytes, scratch, stream)
         slot.history.frame_bytes = slot.most_bytes
-        return frame
+        return [frame]
 
-    def _encode_in_two_steps(self, slot: Slot, gradient: Tensor, scratch: tuple[int, int], stream: int) -> Tensor:
-        """As ``native.encode_next``; the host waits for the length."""
-        length = torch.empty(1, dtype=torch.int64, device=gradient.device)
-        native_cuda.encode_begin(slot.spec, gradient.data_ptr(), length.data_ptr(), scratch, stream)
-        padded = native.padded_bytes(int(length.item()), slot.history.frame_bytes)
-        size = min(padded, slot.most_bytes // 16 * 16)
-        frame: Tensor = slot.buffers.frame(size)
-        native_cuda.encode_end(slot.spec, frame.data_ptr(), size, scratch, stream)
-        slot.history = native.History(frame_bytes=size, codec=slot.spec.codec)
-        return frame
+    def _encode_many(self, pairs: list[_Pair], stream: int) -> list[Tensor]:
+        frames: list[Tensor] = [slot.buffers.frame(slot.most_bytes) for slot, _ in pairs]
+        table = (native_cuda.Encoding * len(pairs))(
+            *[
+                native_cuda.Encoding(
+                    ctypes.addressof(slot.spec), gradient.data_ptr(), frame.data_ptr(), slot.most_bytes
+                )
+                for (slot, gradient), frame in zip(pairs, frames)
+            ]
+        )
+        scratch = self._scratch_of(native_cuda.encode_many_scratch(table), frames[0].device)
+        native_cuda.encode_many(table, scratch, stream)
+        for slot, _ in pairs:
+            slot.history.frame_bytes = slot.most_bytes
+        return frames
 
-    def _scratch_for(self, slot: Slot, device: torch.device) -> tuple[int, int]:
-        size = native_cuda.encode_scratch(slot.spec)
+    def _encode_variable(self, pairs: list[_Pair], stream: int) -> list[Tensor]:
+        """As ``native.encode_next``; the host waits for the lengths, once for all."""
+        device = pairs[0][1].device
+        memories = [memory(native_cuda.encode_scratch(slot.spec), device) for slot, _ in pairs]
+        work = [room(scratch) for scratch in memories]
+        lengths = torch.empty(len(pairs), dtype=torch.int64, device=device)
+        for k, ((slot, gradient), scratch) in enumerate(zip(pairs, work)):
+            native_cuda.encode_begin(slot.spec, gradient.data_ptr(), lengths.data_ptr() + 8 * k, scratch, stream)
+        sizes = [
+            min(native.padded_bytes(length, slot.history.frame_bytes), slot.most_bytes // 16 * 16)
+            for length, (slot, _) in zip(lengths.tolist(), pairs)
+        ]
+        frames: list[Tensor] = [slot.buffers.frame(size) for (slot, _), size in zip(pairs, sizes)]
+        for (slot, _), frame, size, scratch in zip(pairs, frames, sizes, work):
+            native_cuda.encode_end(slot.spec, frame.data_ptr(), size, scratch, stream)
+        for (slot, _), size in zip(pairs, sizes):
+            slot.history = native.History(frame_bytes=size, codec=slot.spec.codec)
+        return frames
+
+    def _scratch_of(self, size: int, device: torch.device) -> tuple[int, int]:
         scratch = self._scratch.get(device)
         if scratch is None or 8 * scratch.numel() < size:
             scratch = self._scratch[device] = memory(size, device)

@@ -57,21 +57,23 @@ class Gpu:
         with torch.cuda.stream(torch.cuda.default_stream(device)):
             yield
 
-    def arrived(self, words: Tensor) -> None:
-        """The current stream is going to read ``words``, which came by Horovod."""
-        current, default = torch.cuda.current_stream(words.device), torch.cuda.default_stream(words.device)
+    def arrived(self, everything: list[Tensor]) -> None:
+        """The current stream is going to read all of these, which came by Horovod to one device."""
+        device = everything[0].device
+        current, default = torch.cuda.current_stream(device), torch.cuda.default_stream(device)
         if current != default:
             current.wait_stream(default)
-            words.record_stream(current)
+            for words in everything:
+                words.record_stream(current)
 
-    def read(self, tensor: Tensor) -> Tensor:
-        """A copy on the CPU of what Horovod has reduced, which does not wait for the current stream's work."""
-        device = tensor.device
+    def read(self, tensors: list[Tensor]) -> Tensor:
+        """Copies on the CPU of what Horovod has reduced, of one shape, which do not wait for the current stream."""
+        device = tensors[0].device
         stream = _stream_of(device, self._reading)
         if os.environ.get(ASYNC_COMPLETION_VARIABLE, "0") != "0":
             stream.wait_stream(torch.cuda.default_stream(device))
         with torch.cuda.stream(stream):
-            return tensor.cpu()
+            return (torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]).cpu()
 
     def pinned(self, size: int) -> Tensor:
         """``size`` bytes of the CPU's memory, all zero, that kernels can write to."""

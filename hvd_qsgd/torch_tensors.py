@@ -122,7 +122,12 @@ class Tokens:
 
 def bytes_of(token: Tensor) -> bytes:
     """The entries of a token, reduced or not."""
-    if torch_streams.GPU.holds(token):
-        token = torch_streams.GPU.read(token)
-    token = token.contiguous()
-    return ctypes.string_at(token.data_ptr(), 4 * token.numel())
+    return bytes_of_each([token])[0]
+
+
+def bytes_of_each(tokens: list[Tensor]) -> list[bytes]:
+    """The same of tokens on one device, which takes one copy."""
+    if torch_streams.GPU.holds(tokens[0]):
+        tokens = list(torch_streams.GPU.read(tokens))
+    contiguous = [token.contiguous() for token in tokens]
+    return [ctypes.string_at(token.data_ptr(), 4 * token.numel()) for token in contiguous]

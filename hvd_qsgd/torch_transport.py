@@ -48,20 +48,31 @@ class Transport:
             return self._horovod.allgather(words, name, bound)
         return _GatheringOnGpu(self._horovod.allgather(words.to(gpu), name, bound), gpu)
 
+    def wait_for(self, gatherings: list[Any]) -> list[Tensor]:
+        """The words of gradients of one device, with one change of streams for all."""
+        return _wait_for(gatherings)
+
 
 class _GatheringOnGpu:
     """Words that Horovod gathers on a GPU."""
 
     def __init__(self, gathering: Any, device: torch.device) -> None:
-        self._gathering = gathering
-        self._device = device
+        self.gathering = gathering
+        self.device = device
 
     def wait(self) -> Tensor:
-        gpu = torch_streams.GPU
-        with gpu.arriving(self._device):
-            words: Tensor = self._gathering.wait()
-        gpu.arrived(words)
-        return words
+        return _wait_for([self])[0]
+
+
+def _wait_for(gatherings: list[Any]) -> list[Tensor]:
+    first = gatherings[0]
+    if not isinstance(first, _GatheringOnGpu):
+        return [gathering.wait() for gathering in gatherings]
+    gpu = torch_streams.GPU
+    with gpu.arriving(first.device):
+        everything: list[Tensor] = [on_gpu.gathering.wait() for on_gpu in gatherings]
+    gpu.arrived(everything)
+    return everything
 
 
 class _TensorsOverMpi:
