@@ -13,6 +13,7 @@ import torch
 from hvd_qsgd import frames, native, native_cuda, wire
 from hvd_qsgd.config import Quantization
 from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.torch_cuda_encode import VARIABLE_LENGTH
 
 Run = Callable[[], Any]
 AHEAD_CYCLES = 20_000_000  # that the GPU waits while a turn is put on its stream: 10 ms or more
@@ -103,12 +104,17 @@ class Exchange:
             quantization, count=gradient.numel(), dtype=self.dtype, seed=1, rank=0, tensor=2, step=3
         )
         self.expected = frames.expect(self.spec)
-        self.frame_bytes = native.frame_bytes(self.spec)
+        self.variable = quantization.codec in VARIABLE_LENGTH
         self.gradient_bytes = gradient.numel() * wire.ITEM_BYTES[self.dtype]
+        self.encode_scratch = self._scratch(native_cuda.encode_scratch(self.spec))
+        self.frame_bytes = self._padded_bytes() if self.variable else native.frame_bytes(self.spec)
         self.frames, self.mean = device.bytes(ranks * self.frame_bytes), torch.empty_like(gradient)
         self.verdict = device.bytes(ctypes.sizeof(native_cuda.Verdict))
-        self.encode_scratch = self._scratch(native_cuda.encode_scratch(self.spec))
-        self.decode_scratch = self._scratch(native_cuda.decode_scratch(ranks))
+        count = gradient.numel()
+        needed = (
+            native_cuda.decode_scratch_variable(count, ranks) if self.variable else native_cuda.decode_scratch(ranks)
+        )
+        self.decode_scratch = self._scratch(needed)
         for rank in reversed(range(ranks)):
             self.spec.rank = rank
             self.encode()
@@ -119,10 +125,25 @@ class Exchange:
         memory = self.device.bytes(size)
         return memory, (memory.data_ptr(), memory.numel())
 
+    def _begin(self) -> None:
+        scratch, stream = self.encode_scratch[1], self.device.stream
+        native_cuda.encode_begin(self.spec, self.gradient.data_ptr(), self.length.data_ptr(), scratch, stream)
+
+    def _padded_bytes(self) -> int:
+        """A length that frames of all ranks have room in."""
+        self.length = self.device.bytes(8)
+        self._begin()
+        return native.padded_bytes(int.from_bytes(bytes(self.length.cpu().numpy()), "little"), 0)
+
     def encode(self) -> None:
+        """Of variable length: without the host's look at it, which waits."""
         frame = self.frames.data_ptr() + self.spec.rank * self.frame_bytes
-        room, (_, scratch) = self.frame_bytes, self.encode_scratch
-        native_cuda.encode(self.spec, self.gradient.data_ptr(), frame, room, scratch, self.device.stream)
+        room, scratch, stream = self.frame_bytes, self.encode_scratch[1], self.device.stream
+        if self.variable:
+            self._begin()
+            native_cuda.encode_end(self.spec, frame, room, scratch, stream)
+        else:
+            native_cuda.encode(self.spec, self.gradient.data_ptr(), frame, room, scratch, stream)
 
     def decode_sum(self) -> None:
         native_cuda.decode_sum(
@@ -144,3 +165,48 @@ class Exchange:
         off = float((self.mean.double() - self.gradient.double()).norm() / self.gradient.double().norm())
         if not off < 2:  # a ternary frame alone is off by 1.2
             raise QSGDError(f"{self.setting}: the mean is {off} times the gradient away from it")
+
+
+class Exchanges:
+    """Many tensors, in two calls. As a frontend does, it writes the calls' tables anew each time."""
+
+    def __init__(self, device: Device, each: Sequence[Exchange]) -> None:
+        self.device, self.each = device, each
+        size = native_cuda.encode_many_scratch(self._encodings())
+        self.encode_scratch = device.bytes(size)
+        self.decode_scratch = device.bytes(native_cuda.decode_sum_many_scratch(self._summations()))
+
+    def encode(self) -> None:
+        memory = self.encode_scratch
+        native_cuda.encode_many(self._encodings(), (memory.data_ptr(), memory.numel()), self.device.stream)
+
+    def decode_sum(self) -> None:
+        memory = self.decode_scratch
+        native_cuda.decode_sum_many(self._summations(), (memory.data_ptr(), memory.numel()), self.device.stream)
+
+    def _encodings(self) -> ctypes.Array[native_cuda.Encoding]:
+        rows = [
+            native_cuda.Encoding(
+                ctypes.addressof(one.spec),
+                one.gradient.data_ptr(),
+                one.frames.data_ptr() + one.spec.rank * one.frame_bytes,
+                one.frame_bytes,
+            )
+            for one in self.each
+        ]
+        return (native_cuda.Encoding * len(rows))(*rows)
+
+    def _summations(self) -> ctypes.Array[native_cuda.Summation]:
+        rows = [
+            native_cuda.Summation(
+                one.frames.data_ptr(),
+                one.frames.numel(),
+                ctypes.addressof(one.expected),
+                one.ranks,
+                1 / one.ranks,
+                one.mean.data_ptr(),
+                one.verdict.data_ptr(),
+            )
+            for one in self.each
+        ]
+        return (native_cuda.Summation * len(rows))(*rows)

@@ -28,7 +28,8 @@ from hvd_qsgd.selection import ParameterNames, Skip, make_skip
 from hvd_qsgd.stats import Stats
 from hvd_qsgd.steps import Slot, Ticket
 from hvd_qsgd.torch_cpu import CpuPath
-from hvd_qsgd.torch_cuda import CudaPath, Departure
+from hvd_qsgd.torch_cuda import CudaPath
+from hvd_qsgd.torch_cuda_journeys import Departure
 from hvd_qsgd.torch_tensors import CPU, FEEDBACK_WIRE, WIRE_DTYPES, Form, Tokens, Wire, saved_residual
 from hvd_qsgd.torch_transport import Transport
 

@@ -19,7 +19,6 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -30,72 +29,10 @@ from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.steps import Slot, Ticket
 from hvd_qsgd.torch_cpu import CpuPath
 from hvd_qsgd.torch_cuda_encode import FIXED_LENGTH, Buffers, Encoder, memory, room, takes
+from hvd_qsgd.torch_cuda_journeys import Group, Journey
 from hvd_qsgd.torch_tensors import Form, allocate_frame, bytes_of, bytes_of_each, most_words
 
 Tensor = torch.Tensor
-
-
-class _Group:
-    """Gradients that set out together."""
-
-    def __init__(self, journeys: list[_Journey]) -> None:
-        # Weak: a gradient that is given up must not look as if it were on its way.
-        self._journeys = [weakref.ref(journey) for journey in journeys]
-        self.size = len(journeys)
-        self.tokens_read = False
-
-    def others(self, journey: _Journey) -> list[_Journey]:
-        """Those beside this one that are not given up."""
-        alive = (one() for one in self._journeys)
-        return [one for one in alive if one is not None and one is not journey]
-
-
-class _Journey:
-    """A gradient on its way."""
-
-    __slots__ = (
-        "__weakref__", "_path", "factor", "form", "frame", "gathering", "group", "reduced", "result", "ticket",
-        "token", "words",
-    )  # fmt: skip
-
-    def __init__(self, path: CudaPath, ticket: Ticket, token: Tensor, form: Form) -> None:
-        self._path = path
-        self.ticket, self.token, self.form = ticket, token, form
-        self.group: _Group | None = None  # once it has set out
-        self.gathering: Any = None  # what to wait for, until the frames are here
-        self.frame: Tensor | None = None  # this rank's
-        self.reduced: bytes | None = None  # the token's entries, if they are known to be right
-        self.factor = 0.0  # that they make
-        self.words: Tensor | None = None  # the frames
-        self.result: Tensor | None = None
-
-    def wait(self) -> _Journey:
-        """Until the frames have arrived."""
-        self._path.arrive(self)
-        return self
-
-
-class Departure(tuple[Any, ...]):
-    """What ``compress`` returns, which sets out when it is looked into.
-
-    Horovod does that at once for a gradient by itself, ``token, ctx = compress(gradient)``, and for a group when all
-    of it is there, ``zip(*[compress(gradient) for gradient in group])``. It tells no other way what belongs together.
-    """
-
-    _depart: Callable[[], None]
-
-    def __new__(cls, values: tuple[Any, ...], depart: Callable[[], None]) -> Departure:
-        self = super().__new__(cls, values)
-        self._depart = depart
-        return self
-
-    def __iter__(self) -> Iterator[Any]:
-        self._depart()
-        return super().__iter__()
-
-    def __getitem__(self, index: Any) -> Any:
-        self._depart()
-        return super().__getitem__(index)
 
 
 class _Sums(NamedTuple):
@@ -114,7 +51,7 @@ class CudaPath:
         self._transport = transport
         self._cpu = by_way_of_cpu
         self._encoder = Encoder()
-        self._waiting: list[weakref.ref[_Journey]] = []  # to set out
+        self._waiting: list[weakref.ref[Journey]] = []  # to set out
         self._enqueued: deque[_Sums] = deque()
 
     def takes(self) -> bool:
@@ -126,9 +63,9 @@ class CudaPath:
             return False
         return _have_kernels()
 
-    def start(self, ticket: Ticket, token: Tensor, form: Form) -> _Journey:
+    def start(self, ticket: Ticket, token: Tensor, form: Form) -> Journey:
         """The gradient's way, which ``depart`` begins."""
-        journey = _Journey(self, ticket, token, form)
+        journey = Journey(ticket, token, form, self.arrive)
         self._waiting.append(weakref.ref(journey))
         return journey
 
@@ -141,7 +78,7 @@ class CudaPath:
         for device in dict.fromkeys(journey.form.gradient.device for journey in journeys):
             self._depart([journey for journey in journeys if journey.form.gradient.device == device], device)
 
-    def reduced(self, journey: _Journey, output: Tensor) -> bytes:
+    def reduced(self, journey: Journey, output: Tensor) -> bytes:
         """The entries of the token that came back as ``output``."""
         group = journey.group
         assert group is not None
@@ -151,32 +88,26 @@ class CudaPath:
             self._read_tokens([journey, *group.others(journey)])
         return journey.reduced if in_place and journey.reduced is not None else bytes_of(output)
 
-    def arrive(self, journey: _Journey) -> None:
+    def arrive(self, journey: Journey) -> None:
         """Wait for the frames of a gradient, and of all of its group whose tokens are known to be right."""
         if journey.gathering is None:
             return
-        arriving = [one for one in self._ready_with(journey) if one.gathering is not None]
+        arriving = [one for one in journey.ready_together() if one.gathering is not None]
         for one, words in zip(arriving, self._transport.wait_for([one.gathering for one in arriving])):
             one.words, one.gathering = words, None
             if one.ticket.encoded:
                 one.ticket.slot.buffers.frames.append(one.frame)
 
-    def finish(self, ticket: Ticket, journey: _Journey, factor: float, form: Form) -> Tensor:
+    def finish(self, ticket: Ticket, journey: Journey, factor: float, form: Form) -> Tensor:
         """The sum of the gathered frames, times ``factor``; NaN if ``check`` will find them wrong."""
         self.check(ticket.serial)
         if journey.result is None or journey.factor != factor:
             journey.factor, journey.result = factor, None
-            self._add_up([one for one in self._ready_with(journey) if self._can_add_up(one)])
+            self._add_up([one for one in journey.ready_together() if self._can_add_up(one)])
         result, words = journey.result, journey.words
         journey.result = journey.words = None
         assert words is not None
         return self._cpu.finish(ticket, words, factor, form) if result is None else result
-
-    def _ready_with(self, journey: _Journey) -> list[_Journey]:
-        """The gradient, and those of its group whose tokens are known to be right."""
-        if journey.reduced is None or journey.group is None:
-            return [journey]
-        return [journey, *(one for one in journey.group.others(journey) if one.reduced is not None)]
 
     def check(self, before: int | None = None) -> None:
         """Wait for the sums that were enqueued before the ticket with this number, or for all.
@@ -197,8 +128,8 @@ class CudaPath:
         while self._enqueued:
             self._enqueued.popleft().done.synchronize()
 
-    def _depart(self, journeys: list[_Journey], device: torch.device) -> None:
-        group = _Group(journeys)
+    def _depart(self, journeys: list[Journey], device: torch.device) -> None:
+        group = Group(journeys)
         with torch_streams.GPU.encoding(device) as stream:
             encode = lambda slots: self._encoder.encode(slots, [one.form.gradient for one in journeys], stream)  # noqa: E731
             frames = self._core.encode_together(encode, [one.ticket for one in journeys], allocate_frame)
@@ -207,14 +138,14 @@ class CudaPath:
                 journey.group, journey.frame = group, frame
                 journey.gathering = self._transport.allgather(frame, slot.operation, most_words(slot), device)
 
-    def _read_tokens(self, journeys: list[_Journey]) -> None:
+    def _read_tokens(self, journeys: list[Journey]) -> None:
         """Those that Horovod has reduced in place, as it does for an optimizer's groups, and as it did last time."""
         for journey, reduced in zip(journeys, bytes_of_each([journey.token for journey in journeys])):
             factor = self._core.known_factor(journey.ticket, reduced)
             if factor is not None:
                 journey.reduced, journey.factor = reduced, factor
 
-    def _can_add_up(self, journey: _Journey) -> bool:
+    def _can_add_up(self, journey: Journey) -> bool:
         """Whether the GPU may, as far as the host knows."""
         if journey.words is None or journey.result is not None or not journey.ticket.encoded:
             return False
@@ -222,7 +153,7 @@ class CudaPath:
         # Among frames of one length another one may be an error frame, or of a codec that only the CPU knows.
         return _varies(slot) or 8 * journey.words.numel() == slot.size * slot.history.frame_bytes
 
-    def _add_up(self, journeys: list[_Journey]) -> None:
+    def _add_up(self, journeys: list[Journey]) -> None:
         """Results for all of them, on the current stream."""
         if not journeys:
             return
@@ -230,7 +161,8 @@ class CudaPath:
         begin = time.perf_counter()
         for journey in journeys:
             assert journey.words is not None
-            journey.words = journey.words.to(device)
+            if journey.words.device != device:  # MPI's lie on the CPU
+                journey.words = journey.words.to(device)
             journey.result = torch.empty(journey.form.shape, dtype=journey.form.dtype, device=device)
         fixed = [journey for journey in journeys if not _varies(journey.ticket.slot)]
         variable = [journey for journey in journeys if _varies(journey.ticket.slot)]
@@ -263,7 +195,7 @@ def _varies(slot: Slot) -> bool:
     return slot.quantization.codec not in FIXED_LENGTH
 
 
-def _decode(journey: _Journey, scratch: Tensor, stream: int) -> None:
+def _decode(journey: Journey, scratch: Tensor, stream: int) -> None:
     slot: Slot = journey.ticket.slot
     assert journey.words is not None
     assert journey.result is not None
@@ -279,13 +211,13 @@ def _decode(journey: _Journey, scratch: Tensor, stream: int) -> None:
     )
 
 
-def _decode_many(journeys: list[_Journey], stream: int) -> None:
+def _decode_many(journeys: list[Journey], stream: int) -> None:
     table = (native_cuda.Summation * len(journeys))(*[_summation(journey) for journey in journeys])
     scratch = memory(native_cuda.decode_sum_many_scratch(table), journeys[0].form.gradient.device)
     native_cuda.decode_sum_many(table, room(scratch), stream)
 
 
-def _summation(journey: _Journey) -> native_cuda.Summation:
+def _summation(journey: Journey) -> native_cuda.Summation:
     slot: Slot = journey.ticket.slot
     assert journey.words is not None
     assert journey.result is not None

@@ -46,7 +46,8 @@ class Transport:
             return self._mpi.allgather(words.cpu(), name, bound)
         if gpu is None:
             return self._horovod.allgather(words, name, bound)
-        return _GatheringOnGpu(self._horovod.allgather(words.to(gpu), name, bound), gpu)
+        words = words if words.device == gpu else words.to(gpu)  # which costs even where nothing is to be done
+        return _GatheringOnGpu(self._horovod.allgather(words, name, bound), gpu)
 
     def wait_for(self, gatherings: list[Any]) -> list[Tensor]:
         """The words of gradients of one device, with one change of streams for all."""

@@ -60,16 +60,19 @@ class Job:
     def allgather(self, words: Any, name: str, bound: int, device: Any) -> Gathering:
         return Gathering(self.words, self.damage(words.to(device)))
 
+    def wait_for(self, gatherings: list[Gathering]) -> list[Any]:
+        return [gathering.wait() for gathering in gatherings]
+
     def start(self, gradients: list[Any]) -> list[Any]:
         self.words = []
-        tickets = [
-            core.open(None, SHAPE, str(self.dtype)[6:], lambda rank=rank: Ranks(rank, RANKS, "gpu"))
-            for rank, core in enumerate(self.cores)
-        ]
-        return [
-            (ticket, path, path.start(ticket, gradient))
-            for ticket, path, gradient in zip(tickets, self.paths, gradients)
-        ]
+        started = []
+        for rank, (core, path, gradient) in enumerate(zip(self.cores, self.paths, gradients)):
+            ticket = core.open(None, SHAPE, str(self.dtype)[6:], lambda rank=rank: Ranks(rank, RANKS, "gpu"))
+            form = Form(gradient, torch.Size(SHAPE), self.dtype)
+            started.append((ticket, path, path.start(ticket, torch.zeros(16), form)))
+            if isinstance(path, CudaPath):
+                path.depart()
+        return started
 
     def finish(self, started: list[Any]) -> list[Any]:
         arrived = [(ticket, path, gathering.wait()) for ticket, path, gathering in started]
@@ -132,8 +135,8 @@ def test_encoding_does_not_wait_for_what_comes_after_it() -> None:
     with torch.cuda.stream(torch.cuda.Stream(DEVICE)):
         started = job.start(values)
         busy = wait_long()
-        for _, _, gathering in started:
-            gathering.words.ready.synchronize()
+        for _, _, journey in started:
+            journey.gathering.ready.synchronize()
         assert not busy.query()
         job.finish(started)
 
@@ -157,7 +160,10 @@ def test_a_gradient_that_is_freed_is_not_overwritten_before_it_is_encoded() -> N
     with torch_streams.GPU.encoding(DEVICE):
         wait_long()
     started = job.start(values)
-    del values
+    other = Form(torch.empty(SHAPE, device=DEVICE), torch.Size(SHAPE), torch.float32)
+    for _, _, journey in started:
+        journey.form = other  # which holds the gradient
+    del values, journey
     others = [torch.full(SHAPE, 9.0, device=DEVICE) for _ in range(4 * RANKS)]
     assert all(torch.equal(a, b) for a, b in zip(job.finish(started), expected))
     assert len(others) == 4 * RANKS
@@ -202,6 +208,49 @@ def test_tokens_on_the_gpu() -> None:
     assert bytes_of(token) == entries
 
 
+def test_calls_for_many_in_a_graph() -> None:
+    """Replayed from a graph, of different sizes."""
+    values = [torch.randn(size, device=DEVICE) for size in (1, 700, 100_000, 511)]
+    specs = [spec_of(value.numel(), k) for k, value in enumerate(values)]
+    sizes = [native.frame_bytes(spec) for spec in specs]
+    frames_of = [torch.zeros(size, dtype=torch.uint8, device=DEVICE) for size in sizes]
+    outs = [torch.zeros_like(value) for value in values]
+    verdicts = torch.zeros(len(values), dtype=torch.int64, device=DEVICE)
+    expectations = [frames.expect(spec) for spec in specs]
+    encodings = (native_cuda.Encoding * len(values))()
+    summations = (native_cuda.Summation * len(values))()
+    for k, (spec, value, frame, size, out) in enumerate(zip(specs, values, frames_of, sizes, outs)):
+        encodings[k] = native_cuda.Encoding(ctypes.addressof(spec), value.data_ptr(), frame.data_ptr(), size)
+        expected, verdict = ctypes.addressof(expectations[k]), verdicts.data_ptr() + 8 * k
+        summations[k] = native_cuda.Summation(frame.data_ptr(), size, expected, 1, 1.0, out.data_ptr(), verdict)
+    rooms = native_cuda.encode_many_scratch(encodings), native_cuda.decode_sum_many_scratch(summations)
+    work = [torch.zeros(size, dtype=torch.uint8, device=DEVICE) for size in rooms]
+
+    def both(stream: int) -> None:
+        native_cuda.encode_many(encodings, (work[0].data_ptr(), rooms[0]), stream)
+        native_cuda.decode_sum_many(summations, (work[1].data_ptr(), rooms[1]), stream)
+
+    graph = captured(both)
+    ctypes.memset(encodings, 0, ctypes.sizeof(encodings))  # nothing of the host is read again
+    ctypes.memset(summations, 0, ctypes.sizeof(summations))
+    for memory in (*frames_of, *outs, *work):
+        memory.fill_(1)
+    graph.replay()
+    assert not verdicts.any()
+    for spec, value, frame, size, out, expected in zip(specs, values, frames_of, sizes, outs, expectations):
+        on_cpu, decoded = value.cpu(), torch.empty_like(value, device="cpu")
+        buffer = ctypes.create_string_buffer(size)
+        native.encode(spec, on_cpu.data_ptr(), ctypes.addressof(buffer), size)
+        assert bytes(frame.cpu().numpy()) == buffer.raw
+        native.decode_sum(ctypes.addressof(buffer), size, 1, expected, 1.0, decoded.data_ptr())
+        assert torch.equal(out.cpu(), decoded)
+
+
+def spec_of(count: int, tensor: int) -> native.Spec:
+    quantization = Quantization.create(4, None, None, 512, None, None, "nonsubtractive")
+    return frames.make_spec(quantization, count=count, dtype="float32", seed=1, rank=0, tensor=tensor, step=0)
+
+
 def captured(work: Callable[[int], None]) -> Any:
     """A graph of what ``work`` puts on a stream; done once before, since kernels are loaded when they first run."""
     work(torch.cuda.current_stream().cuda_stream)
@@ -215,8 +264,7 @@ def captured(work: Callable[[int], None]) -> Any:
 def test_a_replayed_graph_draws_fresh_random_numbers() -> None:
     """Seed and step are read from the GPU's memory when the work is done."""
     gradient = gradients()[0]
-    quantization = Quantization.create(4, None, None, 512, None, None, "nonsubtractive")
-    spec = frames.make_spec(quantization, count=gradient.numel(), dtype="float32", seed=1, rank=0, tensor=5, step=0)
+    spec = spec_of(gradient.numel(), 5)
     size, room = native.frame_bytes(spec), native_cuda.encode_scratch(spec)
     frame = torch.zeros(size, dtype=torch.uint8, device=DEVICE)
     scratch = torch.zeros(room, dtype=torch.uint8, device=DEVICE)

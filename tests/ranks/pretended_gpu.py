@@ -79,3 +79,12 @@ def pretend(patch: pytest.MonkeyPatch, library: str = str(EMULATED)) -> Pretende
     native_cuda.library.cache_clear()
     torch_cuda._have_kernels.cache_clear()
     return gpu
+
+
+def pretended_libraries() -> Iterator[None]:
+    """What a fixture of tests that pretend does: skips them without the emulation; afterwards others can be loaded."""
+    if not EMULATED.exists():
+        pytest.skip("the emulated CUDA kernels are not there: make cuda-emulated")
+    yield
+    native_cuda.library.cache_clear()
+    torch_cuda._have_kernels.cache_clear()

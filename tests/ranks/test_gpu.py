@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,9 +9,9 @@ import horovod.torch as hvd
 import pytest
 import ranktools as rt
 import torch
-from pretended_gpu import EMULATED, Event, pretend
+from pretended_gpu import Event, pretend, pretended_libraries
 
-from hvd_qsgd import native, native_cuda, torch_cuda
+from hvd_qsgd import native, native_cuda
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.schedule import Budget, Piecewise
 from hvd_qsgd.torch import QSGD
@@ -46,11 +44,7 @@ BY_WAY_OF_CPU: list[dict[str, Any]] = [
 
 @pytest.fixture(autouse=True)
 def other_libraries_afterwards() -> Iterator[None]:
-    if not EMULATED.exists():
-        pytest.skip("the emulated CUDA kernels are not there: make cuda-emulated")
-    yield
-    native_cuda.library.cache_clear()
-    torch_cuda._have_kernels.cache_clear()
+    yield from pretended_libraries()
 
 
 def tensors(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[torch.Tensor]:
@@ -122,137 +116,6 @@ def test_training(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> N
     gpu = pretend(monkeypatch)
     assert rt.assert_replicas_equal(train(**options).parameters()) == expected
     assert gpu.lent
-
-
-def count_calls(patch: pytest.MonkeyPatch) -> Counter[str]:
-    """Of the functions that enqueue kernels."""
-    calls: Counter[str] = Counter()
-
-    def counted(name: str) -> Any:
-        function = getattr(native_cuda, name)
-
-        def call(*arguments: Any) -> Any:
-            calls[name] += 1
-            return function(*arguments)
-
-        return call
-
-    for name in ("encode", "encode_many", "encode_begin", "decode_sum", "decode_sum_many"):
-        patch.setattr(native_cuda, name, counted(name))
-    return calls
-
-
-class Group:
-    """Gradients that are reduced as an optimizer reduces a group: in place."""
-
-    def __init__(self, **options: Any) -> None:
-        self.compressor = QSGD(**options)
-
-    def step(self, seed: int = 0, sizes: tuple[int, ...] = (60, 1, 7)) -> list[torch.Tensor]:
-        gradients = [rt.randn(size, 50, seed=seed + k) for k, size in enumerate(sizes)]
-        tokens, contexts = zip(*[self.compressor.compress(gradient) for gradient in gradients])
-        outputs = hvd.synchronize(hvd.grouped_allreduce_async_(list(tokens), name="group"))
-        return [self.compressor.decompress(output, ctx) for output, ctx in zip(outputs, contexts)]
-
-
-@pytest.mark.parametrize("codec", ["packed", "ternary", "rans"])
-@pytest.mark.parametrize("grouped", [True, False])
-def test_a_group_takes_one_call(monkeypatch: pytest.MonkeyPatch, grouped: bool, codec: str) -> None:
-    """Decoding too, once tokens have come back as they did before."""
-    options = {"codec": codec, "grouped": grouped, "min_size": 0}
-    cpu = Group(**options)
-    expected = [rt.digest(cpu.step(step)) for step in range(3)]
-    pretend(monkeypatch)
-    calls, gpu = count_calls(monkeypatch), Group(**options)
-    for step in range(3):
-        calls.clear()
-        assert rt.digest(gpu.step(step)) == expected[step]
-        if codec == "rans":
-            assert calls == {"encode_begin": 3, "decode_sum": 3}
-        else:
-            assert calls == {"encode_many": 1, **({"decode_sum_many": 1} if step else {"decode_sum": 3})}
-    gpu.compressor.stats()
-
-
-def test_a_group_of_one_codec_and_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changed in between."""
-    pretend(monkeypatch)
-    group = Group(bits=8)
-    group.step()
-    calls, compress, count = count_calls(monkeypatch), group.compressor.compress, itertools.count()
-
-    def changing(gradient: torch.Tensor) -> Any:
-        group.compressor.change(codec="packed" if next(count) % 2 else "rans", bits=8)
-        return compress(gradient)
-
-    monkeypatch.setattr(group.compressor, "compress", changing)
-    sizes = (60, 50, 40, 30)
-    gradients = [rt.randn(size, 50, seed=k) for k, size in enumerate(sizes)]
-    for result, gradient in zip(group.step(sizes=sizes), gradients):
-        rt.assert_within_grid(result, gradient, bits=8)
-    assert calls["encode_many"] == 1
-    assert calls["encode_begin"] == 2
-
-
-def test_a_group_of_which_a_rank_cannot_encode_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch)
-    group = Group(min_size=0)
-
-    def fails(*arguments: Any) -> Any:
-        raise QSGDError("the dog ate it")
-
-    for step in range(2):  # of which the second adds up together
-        expected = group.step(step)
-        with monkeypatch.context() as patch:
-            if rt.RANK == 1:
-                patch.setattr(native_cuda, "encode_many", fails)
-            rt.assert_all_raise(group.step, "rank 1 could not encode", "the dog ate it")
-        assert not any(result.isnan().any() for result in expected)
-
-
-def test_a_group_with_a_damaged_frame_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch)
-    group = Group(min_size=0)
-    group.step()
-    send = hvd.allgather_async
-
-    def damaged(words: torch.Tensor, name: str, **how: Any) -> Any:
-        words = words.clone()
-        words[20] ^= (1 << 17) * (rt.RANK == 1 and name.endswith("#2"))
-        return send(words, name=name, **how)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(hvd, "allgather_async", damaged)
-        assert [bool(result.isnan().any()) for result in group.step()] == [False, False, True]
-    rt.assert_all_raise(group.compressor.stats, "tensor '#2'", "step 1", "rank 1 is damaged")
-    assert not any(result.isnan().any() for result in group.step())
-
-
-def test_a_group_that_is_reduced_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And differently from last time: each gradient gets the factor of its own token."""
-    pretend(monkeypatch)
-    compressor = QSGD(min_size=0)
-    gradients = [rt.randn(60, 50, seed=k) for k in range(3)]
-    for ops in ((hvd.Sum, hvd.Sum, hvd.Sum), (hvd.Sum, hvd.Average, hvd.Sum), (hvd.Average, hvd.Sum, hvd.Sum)):
-        tokens, contexts = zip(*[compressor.compress(gradient) for gradient in gradients])
-        handles = [hvd.allreduce_async_(token, name=f"t{k}", op=op) for k, (token, op) in enumerate(zip(tokens, ops))]
-        results = [compressor.decompress(hvd.synchronize(h), ctx) for h, ctx in zip(handles, contexts)]
-        for result, gradient, op in zip(results, gradients, ops):
-            rt.assert_within_grid(result / (rt.SIZE if op == hvd.Sum else 1), gradient)
-
-
-def test_gradients_that_are_not_looked_into_do_not_set_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = pretend(monkeypatch)
-    compressor, gradient = QSGD(), rt.randn(60, 60)
-    compressor.compress(gradient)
-    rt.reduced(gradient, compressor)
-    assert len(gpu.lent) == 1
-    sent = compressor.compress(gradient)
-    assert len(gpu.lent) == 1
-    token, ctx = sent[0], sent[1]
-    assert len(gpu.lent) == 2
-    output = hvd.allreduce(token, name="by_number")
-    rt.assert_within_grid(compressor.decompress(output, ctx), gradient)
 
 
 def test_two_compressors_and_a_saved_state(monkeypatch: pytest.MonkeyPatch) -> None:
