@@ -22,6 +22,7 @@ from hvd_qsgd import native_cuda
 
 EMULATED = Path(__file__).parents[1] / "build/cuda-emulated/libhvd_qsgd_cuda.so"
 LOG2_N, LOG2_EMULATED = 28, 11
+LOG2_HOOKS = 20  # which run a few kernels for every 512 elements
 BYTES_AN_ELEMENT = 160  # of memory, for all that the first table needs
 RANKS = 8
 TURNS = 15
@@ -142,6 +143,31 @@ def step_seconds(device: Device, calls: Sequence[Exchange | Exchanges]) -> tuple
     return on_gpu, of_host
 
 
+# ---- PyTorch's hooks ----
+
+
+def hooks_table(device: Device) -> Iterator[Row]:
+    """One rank's gradient there and back, 8 bits: encoding and decoding alone."""
+    n = 1 << (LOG2_EMULATED if device.emulated else LOG2_HOOKS)
+    gradient = device.gaussian(n)
+    ours = Exchange(device, gradient, {"bits": 8}, 1)
+
+    def both() -> None:
+        ours.encode()
+        ours.decode_sum()
+
+    def hook(name: str) -> Callable[[], Any]:
+        mean = torch_baselines.quantization_hook(name, gradient)
+        assert (mean - gradient).abs().max() < gradient.abs().max() / 50, name
+        return lambda: torch_baselines.quantization_hook(name, gradient)
+
+    names = ["quantization_pertensor_hook", "quantization_perchannel_hook"]
+    seconds = device.seconds([both, *map(hook, names)], TURNS)
+    yield f"one rank, 8 bits, n = {n}", "ms", "times ours"
+    for name, spent in zip(["encode and sum", *names], seconds):
+        yield name, f"{spent * 1e3:.3f}", f"{spent / seconds[0]:.1f}"
+
+
 # ---- the report ----
 
 
@@ -166,6 +192,7 @@ def report(device: Device, log2: int) -> tuple[str, bool]:
     parts: list[tuple[str, Callable[[], Iterator[Row]]]] = [
         (f"n = 2^{log2}", lambda: kernels_table(device, 1 << log2)),
         ("many tensors", lambda: step_table(device)),
+        ("PyTorch's own hooks", lambda: hooks_table(device)),
     ]
     texts, complete = [f"{device.name}, bucket 512 and max norm unless it says otherwise"], True
     for name, rows in parts:

@@ -1,9 +1,10 @@
-"""What users have without us: Horovod's fp16 cast, and QSGD written straightforwardly in torch operations."""
+"""What users have without us: Horovod's fp16 cast, PyTorch's quantization hooks, and QSGD in torch operations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 try:
     import torch
@@ -34,3 +35,35 @@ def qsgd_encode(gradient: Any, bucket_size: int) -> Any:
     scales = buckets.abs().amax(dim=1, keepdim=True)
     codes = torch.floor(buckets * (LEVELS / scales) + torch.rand_like(buckets)).to(torch.int8) + 8
     return scales, codes.view(-1, 2)[:, 0] | (codes.view(-1, 2)[:, 1] << 4)
+
+
+class OneRank:
+    """A process group, and a bucket of gradients, as PyTorch's DDP passes them to its hooks; with this rank alone."""
+
+    def __init__(self, gradient: Any) -> None:
+        self.buffer = lambda: gradient
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return 1
+
+    def all_gather(self, out: list[Any], tensor: Any, **_: Any) -> OneRank:
+        """Answers as NCCL does: one tensor of all ranks. Gloo answers with a list, with which the hooks fail."""
+        out[0].copy_(tensor)
+        self._future = torch.futures.Future(devices=[tensor.device] if tensor.is_cuda else [])
+        self._future.set_result([tensor[None]])
+        return self
+
+    def get_future(self) -> Any:
+        return self._future
+
+
+def quantization_hook(name: str, gradient: Any) -> Any:
+    """The mean of one rank's gradient that a hook of PyTorch's DDP makes: 8 bits, without the communication."""
+    from torch.distributed.algorithms.ddp_comm_hooks import quantization_hooks
+
+    one = OneRank(gradient)
+    with mock.patch.object(quantization_hooks.dist, "all_gather", one.all_gather):
+        return getattr(quantization_hooks, name)(one, one).wait()
