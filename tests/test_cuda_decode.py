@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import reference as ref
 import test_frame_checks as checks
-from cuda_support import cuda_kernels
+from cuda_support import Buffer, cuda_kernels
 from support import (
     BUCKETS,
     DTYPES,
     FIXED_CODERS,
+    GUARD_BYTE,
     KINDS,
     NORMS,
     RefusedError,
@@ -29,7 +30,8 @@ from support import (
 )
 from test_kernels_bytes import FACTORS, at, expectation, frame_of
 
-from hvd_qsgd.native_cuda import Draw
+from hvd_qsgd import native
+from hvd_qsgd.native_cuda import Draw, Verdict
 
 
 def check_sum(codings: list[dict[str, Any]], n: int, dtype: str, factor: float, seed: int, offset: int = 0) -> None:
@@ -228,3 +230,34 @@ def test_codecs_without_kernels_are_refused(codec: str, levels: int) -> None:
     assert (caught.value.status, caught.value.frame) == (13, 1)
     spec = make_spec(600, codec=codec, levels=levels, bucket_size=512)
     assert codec == "rans" or cuda_kernels().c.qsgd_cuda_encode_scratch(spec, ctypes.c_uint64()) == 1
+
+
+def test_wrong_arguments() -> None:
+    c, room, more = cuda_kernels().c, ctypes.c_uint64(), ctypes.c_uint64()
+    assert [c.qsgd_cuda_decode_scratch(*wrong) for wrong in ((0, room), (1, None))] == [1, 1]
+    wrong = ((600, 0, room), (600, 1, None), (2**48 + 1, 1, room), (600, 2**25, room))
+    assert [c.qsgd_cuda_decode_scratch_variable(*each) for each in wrong] == [1] * 4
+    assert c.qsgd_cuda_decode_scratch(1, room) == c.qsgd_cuda_decode_scratch_variable(600, 1, more) == native.OK
+    assert room.value < more.value
+    frame = ref.encode(np.ones(600, np.float32), levels=7, bucket_size=512)
+    frames, out, verdict, work = Buffer(frame), Buffer(2400), Buffer(ctypes.sizeof(Verdict)), Buffer(room.value)
+    right = {
+        "frames": frames.address, "bytes": len(frame), "count": 1, "expected": native.Expectation(600, 0, 0, 1, 0),
+        "factor": 1.0, "late": None, "out": out.address, "verdict": verdict.address, "scratch": work.address,
+        "room": room.value,
+    }  # fmt: skip
+
+    def decode(**wrong: Any) -> int:
+        return int(c.qsgd_cuda_decode_sum(*{**right, **wrong}.values(), None))
+
+    for name, value in (
+        ("frames", None), ("frames", frames.address + 4), ("count", 0), ("expected", None),
+        ("expected", native.Expectation(600, 0, 0, 0, 0)), ("expected", native.Expectation(600, 0, 0, 4, 0)),
+        ("out", None), ("out", out.address + 2), ("verdict", None), ("verdict", verdict.address + 2),
+        ("scratch", None), ("scratch", work.address + 4), ("room", room.value - 1),
+    ):  # fmt: skip
+        assert decode(**{name: value}) == 1, (name, value)
+    assert out.read() == bytes([GUARD_BYTE]) * 2400  # nothing was done
+    assert decode() == native.OK
+    assert Verdict.from_buffer_copy(verdict.read()).status == native.OK
+    assert out.read() == np.ones(600, np.float32).tobytes()

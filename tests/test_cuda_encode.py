@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import reference as ref
-from cuda_support import cuda_kernels
-from support import DTYPES, FIXED_CODERS, KINDS, NORMS, all_kernels, make_input
+from cuda_support import Buffer, cuda_kernels
+from support import DTYPES, FIXED_CODERS, GUARD_BYTE, KINDS, NORMS, all_kernels, make_input, make_spec
 from test_kernels_bytes import at, first_difference
 
+from hvd_qsgd import native
 from hvd_qsgd.native_cuda import Draw
 
 LENGTHS = (0, 1, 15, 16, 17, 79, 80, 81, 511, 512, 513, 5000)
@@ -89,3 +91,30 @@ def test_codes_are_limited_to_the_levels(sign: int, step: int) -> None:
     for kernels in (*all_kernels(), cuda_kernels()):
         frame = kernels.encode(array, levels=127, bucket_size=512, step=step)
         assert frame == ref.encode(array, levels=127, bucket_size=512, step=step), kernels.isa
+
+
+def test_wrong_arguments() -> None:
+    c, spec, room = cuda_kernels().c, make_spec(600, levels=7, bucket_size=512), ctypes.c_uint64()
+    coded, impossible = make_spec(600, codec="rans", levels=7, bucket_size=512), make_spec(600, levels=0, bucket_size=1)
+    size = native.frame_bytes(spec)
+    assert c.qsgd_cuda_encode_scratch(spec, room) == native.OK
+    assert [c.qsgd_cuda_encode_scratch(*wrong) for wrong in ((None, room), (spec, None), (impossible, room))] == [1] * 3
+    gradient, frame, work = Buffer(np.ones(600, np.float32).tobytes()), Buffer(size), Buffer(room.value)
+    right = {
+        "spec": spec, "gradient": gradient.address, "frame": frame.address, "capacity": size, "draw": None,
+        "scratch": work.address, "room": room.value,
+    }  # fmt: skip
+
+    def encode(**wrong: Any) -> int:
+        return int(c.qsgd_cuda_encode(*{**right, **wrong}.values(), None))
+
+    for name, value in (
+        ("spec", None), ("spec", coded), ("spec", impossible), ("gradient", None), ("gradient", gradient.address + 2),
+        ("frame", None), ("frame", frame.address + 4), ("draw", frame.address + 4), ("scratch", None),
+        ("scratch", work.address + 4), ("room", room.value - 1),
+    ):  # fmt: skip
+        assert encode(**{name: value}) == 1, (name, value)
+    assert encode(capacity=size - 1) == 2
+    assert frame.read() == bytes([GUARD_BYTE]) * size  # nothing was done
+    assert encode() == native.OK
+    assert frame.read() == ref.encode(np.ones(600, np.float32), levels=7, bucket_size=512)
