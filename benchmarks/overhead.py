@@ -1,9 +1,10 @@
-"""Host time a small tensor costs beside the waiting: mpirun -n 2 python -m benchmarks.overhead [--json]
+"""Host time a small tensor costs beside the waiting: mpirun -n 2 python -m benchmarks.overhead [--json] [--grouped]
 
 As an optimizer does it: ``compress`` for all tensors of a step, the tokens reduced, ``decompress`` for all. Processor
 time of the calling thread and time on the clock, in microseconds a tensor, medians over the steps. Only the waiting
 for other ranks' frames is left out: everything else that ``compress`` and ``decompress`` do is in, Horovod's own
-``allgather_async`` and ``synchronize`` too, which are given by themselves for comparison.
+``allgather_async`` and ``synchronize`` too, which are given by themselves for comparison. With ``--grouped`` all
+tensors are one group of an optimizer, with ``--device cuda`` they lie on a GPU.
 """
 
 from __future__ import annotations
@@ -38,16 +39,19 @@ def settle() -> None:
     hvd.barrier()
 
 
-def measure(gradients: list[torch.Tensor], compression: QSGD) -> dict[str, Clock]:
+def measure(gradients: list[torch.Tensor], compression: QSGD, grouped: bool) -> dict[str, Clock]:
     """One step."""
     clocks = {"compress": Clock(), "decompress": Clock()}
     clocks["compress"].start()
-    sent = [compression.compress(gradient) for gradient in gradients]
+    if grouped:
+        tokens, contexts = zip(*[compression.compress(gradient) for gradient in gradients])
+    else:
+        tokens, contexts = zip(*[tuple(compression.compress(gradient)) for gradient in gradients])
     clocks["compress"].stop()
-    reduced = hvd.grouped_allreduce([token for token, _ in sent], name="tokens")
+    reduced = hvd.synchronize(hvd.grouped_allreduce_async_(list(tokens), name="tokens"))
     settle()
     clocks["decompress"].start()
-    for token, (_, context) in zip(reduced, sent):
+    for token, context in zip(reduced, contexts):
         compression.decompress(token, context)
     clocks["decompress"].stop()
     return clocks
@@ -73,13 +77,19 @@ def main() -> None:
     parser.add_argument("--tensors", type=int, default=161)
     parser.add_argument("--elements", type=int, default=1100, help="of each tensor")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--grouped", action="store_true", help="all tensors are a group")
+    parser.add_argument("--device", default="cpu", help="where they lie: cpu or cuda")
     options = parser.parse_args()
     hvd.init()
     torch.set_num_threads(1)
-    gradients = [torch.randn(options.elements // 10, 10) for _ in range(options.tensors)]
-    compression = QSGD(seed=1)
+    if options.device == "cuda":
+        torch.cuda.set_device(hvd.local_rank())
+    gradients = [torch.randn(options.elements // 10, 10, device=options.device) for _ in range(options.tensors)]
+    compression = QSGD(seed=1, grouped=options.grouped)
     words = [torch.zeros(90, dtype=torch.int64) for _ in gradients]
-    steps = [{**measure(gradients, compression), **measure_horovod(words)} for _ in range(options.steps + 5)][5:]
+    steps = [
+        {**measure(gradients, compression, options.grouped), **measure_horovod(words)} for _ in range(options.steps + 5)
+    ][5:]
     if hvd.rank() == 0:
         for name in steps[0]:
             row = {

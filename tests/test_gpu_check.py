@@ -63,5 +63,5 @@ def test_all_parts_name_tests_that_are_there():
     assert files
     assert all((ROOT / file).exists() for file in files)
     named = gpu_check.FEW.split(" or ")
-    sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_cuda_*code.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_cuda_*.py"))
     assert all(f"def {name}(" in sources for name in named)

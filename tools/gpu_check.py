@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNEL_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_cuda*.py"))
 FRONTEND_TESTS = ["tests/test_gpu_torch.py"]
 # For sanitizers, which make everything a hundred times slower: every kernel a few times.
-FEW = "test_several_turns_of_every_block or test_sum_of_frames_of_many_kinds"
+FEW = "test_several_turns_of_every_block or test_sum_of_frames_of_many_kinds or test_mixed_gradients or test_sums"
 LEFT_OUT = "left out: no compute-sanitizer on the PATH"
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
@@ -59,7 +59,7 @@ def parts(capability: str, output: str | None) -> list[Part]:
     sanitizer = shutil.which("compute-sanitizer")
     for tool in ("memcheck", "racecheck"):
         checked = [str(sanitizer), f"--tool={tool}", "--error-exitcode=9", python, *PYTEST, "-k", FEW]
-        command = [*checked, "tests/test_cuda_encode.py", "tests/test_cuda_decode.py"]
+        command = [*checked, *(f"tests/test_cuda_{what}.py" for what in ("encode", "decode", "many"))]
         found.append(Part(tool, command if sanitizer else None, 60))
     written = [] if output is None else ["--output", output]
     found.append(Part("benchmark", [python, "-m", "benchmarks.gpu", *written], 90))
