@@ -33,8 +33,12 @@ struct EliasWords {
 
 constexpr EliasWords kEliasWords;
 
-// Bits of Elias(k), k < 2^18.
-QSGD_HD constexpr uint32_t elias_length(uint32_t k) { return kEliasWords.length[floor_log2(k)]; }
+// Bits of Elias(k).
+QSGD_HD constexpr uint32_t elias_length(uint32_t k) {
+    uint32_t length = 1;
+    for (; k > 1; k = floor_log2(k)) length += floor_log2(k) + 1;
+    return length;
+}
 
 QSGD_HD bool is_elias_block(uint32_t size, bool sparse) {
     return size >= kEliasBlock && size <= (sparse ? kLargestEliasBlock : kEliasBlock) &&
