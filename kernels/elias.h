@@ -3,6 +3,7 @@
 #pragma once
 
 #include "numeric.h"
+#include "qsgd.h"
 
 namespace qsgd {
 
@@ -46,11 +47,11 @@ QSGD_HD bool is_elias_block(uint32_t size, bool sparse) {
 }
 
 // K, the elements a block.
-QSGD_HD uint32_t elias_block(bool sparse, bool l2, uint32_t levels, uint64_t count, uint64_t bucket_size) {
-    const uint64_t d = bucket_size < count ? bucket_size : count, s = levels;
-    if (!sparse || !l2) return kEliasBlock;
+QSGD_HD uint32_t elias_block(const qsgd_spec& spec) {
+    const uint64_t d = spec.bucket_size < spec.count ? spec.bucket_size : spec.count, s = spec.levels;
+    if (spec.codec != QSGD_CODEC_ELIAS_SPARSE || spec.norm != QSGD_NORM_L2) return kEliasBlock;
     uint64_t root = static_cast<uint64_t>(sqrt(static_cast<double>(d)));  // exact: d <= 2^48
-    const uint64_t longest = 2 + elias_length(levels), block_bits = 8 * 65535 - 64;
+    const uint64_t longest = 2 + elias_length(spec.levels), block_bits = 8 * 65535 - 64;
     uint32_t size = kEliasBlock;
     while (size * s * (s + root) < kExpectedNonzeros * d && 2 * size * longest < block_bits) size *= 2;
     return size;

@@ -1,4 +1,4 @@
-"""Sums of frames of which some are of an Elias codec, made by the CUDA kernels: the CPU kernels' bits; what is refused."""
+"""Sums that the CUDA kernels make of frames of which some are of an Elias codec: the CPU's bits; what is refused."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 // Encoding with a fixed width: half a warp takes a unit of 512 elements, each thread one lane's 32 rows.
-#include "cuda/encode.cuh"
+#include "cuda/encode_variable.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/quantize.cuh"
-#include "cuda/rans.cuh"
 #include "cuda/status.h"
 
 namespace qsgd {
@@ -185,8 +184,8 @@ using namespace qsgd;
 
 int qsgd_cuda_encode_scratch(const qsgd_spec* spec, uint64_t* bytes) {
     if (!spec || !bytes || !spec_possible(*spec)) return QSGD_BAD_ARGUMENT;
-    if (spec->codec == QSGD_CODEC_RANS)
-        *bytes = rans_scratch_bytes(*spec);
+    if (has_variable_width(spec->codec))
+        *bytes = variable_scratch_bytes(*spec);
     else if (rounds_to_fixed_width(spec->codec))
         *bytes = Scratch(*spec).bytes;
     else
