@@ -34,6 +34,46 @@ struct EliasWords {
 
 constexpr EliasWords kEliasWords;
 
+// The first number of a string: after `skip` bits, the last of them its leading digit, come `digits` more
+// ones and then a bit 0, or 1 if that was not the number but one less than the digits of another.
+struct NumberShape {
+    uint8_t skip, digits;
+};
+
+struct NumberTable {
+    static constexpr int kBits = 7;
+    NumberShape shapes[1 << kBits] = {};
+    constexpr NumberTable() {
+        for (uint32_t w = 0; w < 1 << kBits; ++w) shapes[w] = shape(w);
+    }
+
+  private:
+    static constexpr uint32_t bits(uint32_t w, uint32_t at, uint32_t count) {
+        return w >> (kBits - at - count) & ((1u << count) - 1);
+    }
+    static constexpr NumberShape shape(uint32_t w) {
+        if (bits(w, 0, 1) == 0) return {0, 0};
+        if (bits(w, 2, 1) == 0) return {1, 1};
+        const uint32_t second = bits(w, 0, 2), third = bits(w, 2, second + 1);
+        if (bits(w, 3 + second, 1) == 0) return {3, static_cast<uint8_t>(second)};
+        return {static_cast<uint8_t>(4 + second), static_cast<uint8_t>(third)};
+    }
+};
+
+struct Number {
+    uint32_t value, length;
+    bool complete;  // else `value` is one less than the digits of a number of more than 16
+};
+
+// Of a string's next bits, the first as the most significant.
+template <class Bits>
+QSGD_HD constexpr Number first_number(const NumberShape& shape, Bits next) {
+    constexpr uint32_t kLast = 8 * sizeof(Bits) - 1;
+    const uint32_t digits = shape.digits, end = shape.skip + digits;
+    const Bits value = Bits{1} << digits | next << shape.skip >> 1 >> (kLast - digits);
+    return {static_cast<uint32_t>(value), end + 1u, (next << end >> kLast) == 0};
+}
+
 // Bits of Elias(k).
 QSGD_HD constexpr uint32_t elias_length(uint32_t k) {
     uint32_t length = 1;
