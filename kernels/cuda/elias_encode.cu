@@ -1,6 +1,7 @@
 // Codes to Elias' strings (docs/wire_format.md, section 6): half a warp takes a block, a thread 32
 // consecutive codes of a unit.
 #include "cuda/elias_frame.cuh"
+#include "cuda/elias_writer.cuh"
 #include "cuda/quantize.cuh"
 
 namespace qsgd {
@@ -15,101 +16,13 @@ struct Shared {
     uint32_t strings[1];  // unit_room words for each half-warp
 };
 
-// The last `length` bits of `bits`.
-struct BitString {
-    uint32_t bits, length;
-};
-
-__device__ __forceinline__ BitString elias(const EliasWords& words, uint32_t k) {
-    const uint32_t m = 31 - static_cast<uint32_t>(__clz(static_cast<int>(k)));
-    return {(k + words.prefix[m]) << 1, words.length[m]};
-}
-
-// Puts strings one after the other into words that are 0, from bit number `at` on; others write before and
-// behind.
-class LaneWriter {
-  public:
-    __device__ LaneWriter(uint32_t* words, uint32_t at) : word_(words + at / 32), free_(32 - at % 32) {}
-
-    // Of 1 to 32 bits.
-    __device__ __forceinline__ void put(BitString s) {
-        if (s.length <= free_) {
-            free_ -= s.length;
-            held_ |= s.bits << free_;
-            return;
-        }
-        const uint32_t rest = s.length - free_;
-        atomicOr(word_++, held_ | s.bits >> rest);
-        free_ = 32 - rest;
-        held_ = s.bits << free_;
-    }
-    __device__ __forceinline__ void finish() { atomicOr(word_, held_); }
-
-  private:
-    uint32_t* word_;
-    uint32_t held_ = 0, free_;
-};
-
-// A half-warp's block: its last words in shared memory, those before in scratch memory. All lanes of a warp
-// call its functions together.
-class BlockWriter {
-  public:
-    __device__ BlockWriter(uint32_t* words, uint32_t* out) : words_(words), out_(out) {
-        if (lane_of_half_warp() == 0) words_[0] = 0;
-    }
-
-    // Appends each lane's strings, for which `each` calls a function.
-    template <class Each>
-    __device__ __forceinline__ void append(Each each) {
-        uint32_t mine = 0;
-        each([&](BitString s) { mine += s.length; });
-        const uint32_t behind = used_ + scan<kLanes>(mine, Sum());
-        const uint32_t end = __shfl_sync(kAllLanes, behind, kLanes - 1, kLanes);
-        for (uint32_t k = 1 + lane_of_half_warp(); k <= end / 32; k += kLanes) words_[k] = 0;
-        __syncwarp();
-        LaneWriter writer(words_, behind - mine);
-        each([&](BitString s) { writer.put(s); });
-        writer.finish();
-        __syncwarp();
-        flush(end);
-    }
-
-    // Returns the block's bytes.
-    __device__ __forceinline__ uint32_t finish(bool here) {
-        if (here && used_ && lane_of_half_warp() == 0) *out_ = in_order(words_[0]);
-        return (written_ + used_ + 7) / 8;
-    }
-
-  private:
-    // The first byte first.
-    static __device__ __forceinline__ uint32_t in_order(uint32_t word) {
-        return __byte_perm(word, 0, 0x0123);
-    }
-
-    // The whole words of so many bits go to scratch memory, what is left to the first word.
-    __device__ __forceinline__ void flush(uint32_t bits) {
-        const uint32_t whole = bits / 32, last = words_[whole];
-        for (uint32_t k = lane_of_half_warp(); k < whole; k += kLanes) out_[k] = in_order(words_[k]);
-        __syncwarp();
-        if (lane_of_half_warp() == 0) words_[0] = last;
-        out_ += whole, used_ = bits % 32, written_ += 32 * whole;
-    }
-
-    uint32_t* const words_;
-    uint32_t* out_;
-    uint32_t used_ = 0, written_ = 0;  // bits here and there
-};
-
-// What lies in front of a lane's codes of a unit in shared memory: rows of the unit are kLanes long.
+// Where in shared memory this lane's code of a row is: rows are kLanes long, what a lane then takes is kRows.
 __device__ __forceinline__ uint32_t place_of(int row) {
     return row / 2 * kLaneCodes + row % 2 * kLanes + lane_of_half_warp();
 }
 
 __device__ __forceinline__ BitString with_sign(BitString s, int32_t code) {
     return {s.bits << 1 | (code < 0), s.length + 1};
-}
-__device__ __forceinline__ uint32_t magnitude(int32_t code) {
-    return static_cast<uint32_t>(code < 0 ? -code : code);
 }
 
 struct Encoder {
@@ -139,7 +52,7 @@ struct Encoder {
             for (uint32_t k = 0; k < kRows; ++k) {
                 if (k >= left) break;
                 const int32_t code = mine[k];
-                const BitString number = elias(shared.words, magnitude(code) + 1);
+                const BitString number = elias(shared.words, magnitude_of(code) + 1);
                 put(code ? with_sign(number, code) : number);
             }
         });
@@ -150,8 +63,7 @@ struct Encoder {
         quantize(block);
         BlockWriter writer = begin(block, here);
         const uint32_t lanes = nonzeros();
-        put_count(writer, across<kLanes>(static_cast<uint32_t>(__popc(static_cast<int>(lanes))), Sum()),
-                  here);
+        put_count(writer, across<kLanes>(static_cast<uint32_t>(__popc(lanes)), Sum()), here);
         append_nonzeros(writer, lanes, 0, 0);
         finish(writer, block, here);
     }
@@ -230,7 +142,7 @@ struct Encoder {
                 const uint32_t k = static_cast<uint32_t>(__ffs(static_cast<int>(left))) - 1;
                 const int32_t code = mine[k];
                 put(with_sign(elias(shared.words, first + k - at), code));
-                put(elias(shared.words, magnitude(code)));
+                put(elias(shared.words, magnitude_of(code)));
                 at = first + k;
             }
         });
