@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 from typing import Any
 
@@ -11,11 +10,10 @@ import pytest
 import reference as ref
 import reference_elias as elias
 from cuda_support import cuda_kernels
-from support import DTYPES, KINDS, NORMS, Array, all_kernels, make_input, make_spec
+from support import DTYPES, KINDS, NORMS, Array, all_kernels, make_input
 from test_kernels_bytes import at, first_difference
 from test_kernels_elias import CODECS, CODERS
 
-from hvd_qsgd import native
 from hvd_qsgd.native_cuda import Draw
 
 
@@ -103,12 +101,3 @@ def test_a_frame_that_is_cut_off_is_refused() -> None:
         assert len(cut) == whole + padding
         with pytest.raises(ref.FrameError, match="2"):
             ref.decode_sum([cut], count=700, dtype="float32", tensor=0, step=0)
-
-
-def test_codecs_without_kernels_are_refused() -> None:
-    c, size = cuda_kernels().c, ctypes.c_uint64()
-    onebit = make_spec(600, codec="onebit", levels=1, bucket_size=512)
-    assert c.qsgd_cuda_encode_scratch(onebit, size) == 1
-    dense = make_spec(600, codec="elias-dense", levels=7, bucket_size=512)
-    assert c.qsgd_cuda_encode_scratch(dense, size) == native.OK
-    assert size.value < 3 * 4 * 600 + 8 * 8192 + 4096
