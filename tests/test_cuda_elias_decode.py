@@ -139,6 +139,15 @@ def test_lengths(codec: str) -> None:
         assert verdict(frame[:size]) == (10, 0)
 
 
+@pytest.mark.parametrize(("codec", "codes"), [("elias-dense", [0] * 8), ("elias-sparse", [0, 1])])
+def test_a_byte_behind_a_block(codec: str, codes: list[int]) -> None:
+    """Whose string ends with its only byte."""
+    frame = with_codes(np.array(codes), codec, 7)
+    begin, end = ref.layout(3, 7, len(codes), 512)[1], ref.parse(frame).coded_bytes
+    assert end == begin + 11
+    assert verdict(forge(frame[: begin + 8] + b"\2" + frame[begin + 9 :], coded_bytes=end + 1)) == (23, 0)
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_block_sizes(codec: str) -> None:
     frame, begin, _ = good_frame(codec, 7, 400)
