@@ -13,7 +13,7 @@ from hvd_qsgd.torch_tensors import WIRE_DTYPES, readable
 
 Tensor = torch.Tensor
 # Codecs of which there are kernels: with the first ones the host knows how long frames are.
-FIXED_LENGTH, VARIABLE_LENGTH = ("packed", "ternary"), ("rans",)
+FIXED_LENGTH, VARIABLE_LENGTH = ("packed", "ternary"), ("elias-dense", "elias-sparse", "rans")
 
 
 _Pair = tuple[Slot, Tensor]  # a tensor's slot, and its gradient as the kernels read it

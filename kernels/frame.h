@@ -33,6 +33,13 @@ constexpr uint64_t kTernaryUnit = 80;   // elements a ternary unit: 5 rows of 16
 QSGD_HD uint64_t ceil_div(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
 QSGD_HD uint64_t roundup16(uint64_t a) { return (a + 15) / 16 * 16; }
 
+QSGD_HD uint64_t stretches_of(uint64_t count) { return ceil_div(count, kStretch); }
+
+QSGD_HD uint64_t units_of_stretch(uint64_t count, uint64_t stretch) {
+    const uint64_t left = ceil_div(count - stretch * kStretch, kUnit);
+    return left < kStretch / kUnit ? left : kStretch / kUnit;
+}
+
 // Bits of a packed code.
 QSGD_HD uint32_t code_bits(uint32_t levels) {
     uint32_t bits = 2;
@@ -50,6 +57,7 @@ QSGD_HD bool rounds_to_fixed_width(uint8_t codec) {
 QSGD_HD bool has_fixed_width(uint8_t codec) {
     return rounds_to_fixed_width(codec) || codec == QSGD_CODEC_ONEBIT;
 }
+QSGD_HD bool has_variable_width(uint8_t codec) { return is_elias(codec) || codec == QSGD_CODEC_RANS; }
 
 QSGD_HD bool is_norm(uint8_t norm, uint8_t codec) {
     if (codec == QSGD_CODEC_ERROR || codec == QSGD_CODEC_ONEBIT) return norm == QSGD_NORM_NONE;

@@ -61,9 +61,10 @@ QSGD_API int qsgd_cuda_encode_many_scratch(const qsgd_encoding* all, uint32_t co
 QSGD_API int qsgd_cuda_encode_many(const qsgd_encoding* all, uint32_t count, const qsgd_draw* draw,
                                    void* scratch, uint64_t scratch_bytes, void* stream);
 
-/* A frame whose length only its encoder finds, in two steps: codec rans only. First everything but the frame,
- * in scratch memory, and the frame's length, in memory of the device: where several tensors' lengths lie side
- * by side, the host needs one copy to know them all. `draw` as above. */
+/* A frame whose length only its encoder finds, in two steps: codecs elias-dense, elias-sparse and
+ * rans only. First everything but the frame, in scratch memory, and the frame's length, in memory of the
+ * device: where several tensors' lengths lie side by side, the host needs one copy to know them all. `draw`
+ * as above. */
 QSGD_API int qsgd_cuda_encode_begin(const qsgd_spec* spec, const void* gradient, const qsgd_draw* draw,
                                     void* scratch, uint64_t scratch_bytes, uint64_t* frame_bytes,
                                     void* stream);
@@ -78,7 +79,8 @@ QSGD_API int qsgd_cuda_encode_end(const qsgd_spec* spec, void* frame, uint64_t f
  * ternary. */
 QSGD_API int qsgd_cuda_decode_scratch(uint32_t frame_count, uint64_t* bytes);
 
-/* The same if some of them may be of codec rans: for frames of `count` elements. */
+/* The same if some of them may be of codecs elias-dense, elias-sparse and rans: for frames of `count`
+ * elements. */
 QSGD_API int qsgd_cuda_decode_scratch_variable(uint64_t count, uint32_t frame_count, uint64_t* bytes);
 
 /* What multiplies a sum, and which step its frames must be of, where the host does not know that. */
@@ -89,8 +91,8 @@ typedef struct {
 
 /* qsgd_decode_sum, on the device, which makes all checks. *verdict tells how it ended; the sum is all NaN
  * unless that is QSGD_OK. Nothing of `out` can be relied on before. `late` may be null. A frame of another
- * codec than packed and ternary is refused (QSGD_BAD_CODEC), but rans is not where the scratch memory is as
- * much as qsgd_cuda_decode_scratch_variable says. */
+ * codec than packed and ternary is refused (QSGD_BAD_CODEC), but elias-dense, elias-sparse and rans are not
+ * where the scratch memory is as much as qsgd_cuda_decode_scratch_variable says. */
 QSGD_API int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
                                   const qsgd_expectation* expected, float factor, const qsgd_late* late,
                                   void* out, qsgd_verdict* verdict, void* scratch, uint64_t scratch_bytes,

@@ -49,14 +49,7 @@ QSGD_HD uint32_t rans_class(uint32_t unit, uint32_t column, uint32_t classes) {
 // The same in mode kUnitClasses.
 QSGD_HD uint32_t rans_class(uint32_t unit, uint32_t classes) { return rans_class(unit, 7, classes); }
 
-QSGD_HD uint64_t stretches_of(uint64_t count) { return ceil_div(count, kStretch); }
-
 QSGD_HD uint64_t rans_streams(uint64_t units) { return units < kRansFewUnits ? 1 : kRansStreams; }
-
-QSGD_HD uint64_t units_of_stretch(uint64_t count, uint64_t stretch) {
-    const uint64_t left = ceil_div(count - stretch * kStretch, kUnit);
-    return left < kStretch / kUnit ? left : kStretch / kUnit;
-}
 
 // Streams of a tensor.
 QSGD_HD uint64_t rans_all_streams(uint64_t count) {

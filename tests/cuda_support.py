@@ -18,6 +18,7 @@ from hvd_qsgd import native, native_cuda
 
 ON_GPU = bool(os.environ.get("HVD_QSGD_TEST_GPU"))
 EMULATED = Path(__file__).parents[1] / "build/cuda-emulated/libhvd_qsgd_cuda.so"
+VARIABLE = [ref.CODECS[codec] for codec in ("elias-dense", "elias-sparse", "rans")]
 ELEMENTS = {"float32": np.dtype("f4"), "float16": np.dtype("f2"), "bfloat16": np.dtype("u2")}
 
 
@@ -77,7 +78,7 @@ class CudaKernels:
         gradient, work = Buffer(array.tobytes(), array.itemsize * offset), Buffer(scratch.value)
         numbers = Buffer(bytes(draw)) if draw else None
         drawn = numbers.address if numbers else None
-        if spec.codec == ref.CODECS["rans"]:
+        if spec.codec in VARIABLE:
             return self.encode_in_two_steps(spec, gradient, drawn, work, scratch.value, 8 * offset, padding)
         size = native.frame_bytes(spec)
         frame = Buffer(size, 8 * offset)

@@ -6,44 +6,11 @@
 namespace qsgd {
 namespace {
 
-// The first number of a string: after `skip` bits, the last of them its leading digit, come `digits` more
-// ones and then a bit 0, or 1 if that was not the number but one less than the digits of another.
-struct NumberShape {
-    uint8_t skip, digits;
-};
-
-struct NumberTable {
-    static constexpr int kBits = 7;
-    NumberShape shapes[1 << kBits] = {};
-    constexpr NumberTable() {
-        for (uint32_t w = 0; w < 1 << kBits; ++w) shapes[w] = shape(w);
-    }
-
-  private:
-    static constexpr uint32_t bits(uint32_t w, uint32_t at, uint32_t count) {
-        return w >> (kBits - at - count) & ((1u << count) - 1);
-    }
-    static constexpr NumberShape shape(uint32_t w) {
-        if (bits(w, 0, 1) == 0) return {0, 0};
-        if (bits(w, 2, 1) == 0) return {1, 1};
-        const uint32_t second = bits(w, 0, 2), third = bits(w, 2, second + 1);
-        if (bits(w, 3 + second, 1) == 0) return {3, static_cast<uint8_t>(second)};
-        return {static_cast<uint8_t>(4 + second), static_cast<uint8_t>(third)};
-    }
-};
 constexpr NumberTable kNumberTable;
-
-struct Number {
-    uint32_t value, length;
-    bool complete;  // else `value` is one less than the digits of a number of more than 16
-};
 
 // Of a string's next bits, the first as the most significant.
 inline constexpr Number first_number(uint64_t next) {
-    const NumberShape shape = kNumberTable.shapes[next >> (64 - NumberTable::kBits)];
-    const uint32_t digits = shape.digits, end = shape.skip + digits;
-    const uint64_t value = 1ull << digits | next << shape.skip >> 1 >> (63 - digits);
-    return {static_cast<uint32_t>(value), end + 1u, static_cast<int64_t>(next << end) >= 0};
+    return first_number(kNumberTable.shapes[next >> (64 - NumberTable::kBits)], next);
 }
 
 // The codes that the next kBits bits of a block hold whole, at most kMost.

@@ -9,13 +9,8 @@
 namespace qsgd {
 namespace {
 
-inline uint32_t block_of(const qsgd_spec& s) {
-    return elias_block(s.codec == QSGD_CODEC_ELIAS_SPARSE, s.norm == QSGD_NORM_L2, s.levels, s.count,
-                       s.bucket_size);
-}
-
 inline uint64_t most_elias_bytes(const qsgd_spec& s) {
-    return elias_bound(s.codec == QSGD_CODEC_ELIAS_SPARSE, s.levels, s.count, block_of(s));
+    return elias_bound(s.codec == QSGD_CODEC_ELIAS_SPARSE, s.levels, s.count, elias_block(s));
 }
 
 // Scratch memory of one thread.
@@ -30,7 +25,7 @@ inline uint8_t* encode_elias_payload(const EncodeJob& job, uint32_t threads) {
     const qsgd_spec& spec = job.spec;
     uint8_t* const head = job.frame + job.at.payload;
     if (spec.count == 0) return head;
-    const EliasJob elias = {block_of(spec), head + kEliasHead};
+    const EliasJob elias = {elias_block(spec), head + kEliasHead};
     const uint32_t words[] = {elias.block, 0};
     memcpy(head, words, sizeof words);
 

@@ -128,7 +128,7 @@ __device__ __forceinline__ void add_any(const SumJob& job, uint32_t frame, uint6
     };
     if (view.header.codec == QSGD_CODEC_TERNARY)
         each_ternary(view, unit, keep);
-    else if (view.header.codec == QSGD_CODEC_RANS)
+    else if (has_variable_width(view.header.codec))
         each_coded(job.coded.codes_of(frame, unit - job.first_unit), keep);
     else
         with_bits(view.bits, [&](auto b) {
@@ -151,7 +151,7 @@ __device__ __forceinline__ void sum_any(const SumJob& job, Terms& terms, uint64_
     for (uint32_t frame = 0; frame < job.frame_count; ++frame) {
         const FrameView& view = job.views[frame];
         add_any(job, frame, unit, sums);
-        if (view.header.codec == QSGD_CODEC_RANS) continue;  // check_scales has all of its terms
+        if (has_variable_width(view.header.codec)) continue;  // check_scales has all of its terms
         terms.add(frame, terms_of(view.base, first_payload_word(view, unit),
                                   first_payload_word(view, unit + 1), lane_of_half_warp(), kLanes));
     }
@@ -184,8 +184,8 @@ __device__ __forceinline__ void check_scales(const SumJob& job, const Part& part
         const auto frame = static_cast<uint32_t>(item % job.frame_count);
         const FrameView& view = job.views[frame];
         const uint64_t first = item / job.frame_count * kWarp + threadIdx.x % kWarp;
-        const bool rans = view.header.codec == QSGD_CODEC_RANS;
-        const uint64_t end = (rans ? view.header.frame_bytes : view.at.payload) / 8;
+        const bool all = has_variable_width(view.header.codec);
+        const uint64_t end = (all ? view.header.frame_bytes : view.at.payload) / 8;
         uint64_t sum = 0;
         for (uint64_t k = first; k < end - kHeaderWords; k += sharing * kWarp) {
             const uint64_t word = *word_of(view.base, kHeaderWords + k);

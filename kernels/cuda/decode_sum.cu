@@ -27,13 +27,13 @@ struct VariableScratch {
         const uint64_t share = frames < kCodedStretches ? kCodedStretches / frames : 1;
         units = (stretches < share ? stretches : share) * (kStretch / kUnit);
         views = Scratch(frames).bytes;
-        offsets = views + frames * sizeof(RansView);
+        offsets = views + frames * sizeof(CodedView);
         codes = offsets + 8 * (streams + 1) * frames;
         bytes = codes + sizeof(int16_t) * kUnit * units * frames;
     }
 
     CodedScratch at(uint8_t* scratch) const {
-        return {reinterpret_cast<RansView*>(scratch + views), reinterpret_cast<uint64_t*>(scratch + offsets),
+        return {reinterpret_cast<CodedView*>(scratch + views), reinterpret_cast<uint64_t*>(scratch + offsets),
                 reinterpret_cast<int16_t*>(scratch + codes), streams, units};
     }
 };
@@ -42,12 +42,14 @@ cudaError_t decode_sum(SumJob job, void* stream) {
     const uint64_t units = job.units;
     cudaError_t error = open_frames(job, stream);
     if (!error && job.coded.views) error = open_rans_payloads(job, stream);
+    if (!error && job.coded.views) error = open_elias_payloads(job, stream);
     if (!error) error = sum_units(job, true, stream);
     const uint64_t pass = job.coded.units ? job.coded.units : units;
     do {
         const uint64_t left = units - job.first_unit;
         job.units = left < pass ? left : pass;
         if (!error && job.coded.views) error = decode_rans_streams(job, stream);
+        if (!error && job.coded.views) error = decode_elias_blocks(job, stream);
         if (!error) error = sum_units(job, false, stream);
         job.first_unit += job.units;
     } while (job.first_unit < units);

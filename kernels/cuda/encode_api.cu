@@ -1,6 +1,5 @@
 // Encoding with a fixed width, of one gradient or of many: scratch memory, the C ABI.
-#include "cuda/encode.cuh"
-#include "cuda/rans.cuh"
+#include "cuda/encode_variable.cuh"
 #include "cuda/status.h"
 
 namespace qsgd {
@@ -102,8 +101,8 @@ using namespace qsgd;
 
 int qsgd_cuda_encode_scratch(const qsgd_spec* spec, uint64_t* bytes) {
     if (!spec || !bytes || !spec_possible(*spec)) return QSGD_BAD_ARGUMENT;
-    if (spec->codec == QSGD_CODEC_RANS)
-        *bytes = rans_scratch_bytes(*spec);
+    if (has_variable_width(spec->codec))
+        *bytes = variable_scratch_bytes(*spec);
     else if (rounds_to_fixed_width(spec->codec))
         *bytes = Scratch(*spec).bytes;
     else

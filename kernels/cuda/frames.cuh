@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/checksum.cuh"
+#include "cuda/elias.cuh"
 #include "cuda/many.cuh"
 #include "rans.h"
 
@@ -41,25 +42,36 @@ struct FrameView {
 
 // What a rans payload says before its codes.
 struct RansView {
-    bool open;  // it is as the format has it
     RansMode mode;
     uint32_t classes, columns;
     const uint8_t *units, *column_bytes;
     RansTable tables[kRansMaxClasses];
 };
 
+// The same of any codec of variable length.
+struct CodedView {
+    bool open;  // it is as the format has it
+    RansView rans;
+    EliasBlocks elias;
+};
+
 // Memory for frames of variable length; none if there may not be any.
 struct CodedScratch {
-    RansView* views;
-    uint64_t* offsets;  // of each frame's streams, from where it begins on, and of their end
-    int16_t* codes;     // of each frame's units in the pass at hand
-    uint64_t streams;   // of a frame
-    uint64_t units;     // of a frame in a pass: a multiple of a stretch's
+    CodedView* views;
+    uint64_t*
+        offsets;     // of each frame's streams and of their end, or of its stretches, from where it begins on
+    int16_t* codes;  // of each frame's units in the pass at hand
+    uint64_t streams;  // of a frame
+    uint64_t units;    // of a frame in a pass: a multiple of a stretch's
 
     __device__ uint64_t* offsets_of(uint32_t frame) const { return offsets + (streams + 1) * frame; }
-    // A lane's codes of a unit, from the pass's first one on: rows are kLanes apart.
+    // A unit's codes, from the pass's first one on.
+    __device__ int16_t* unit_codes(uint32_t frame, uint64_t unit) const {
+        return codes + kUnit * (units * frame + unit);
+    }
+    // A lane's: rows are kLanes apart.
     __device__ int16_t* codes_of(uint32_t frame, uint64_t unit) const {
-        return codes + kUnit * (units * frame + unit) + lane_of_half_warp();
+        return unit_codes(frame, unit) + lane_of_half_warp();
     }
 };
 
@@ -92,11 +104,13 @@ struct SumJob {
 cudaError_t open_frames(const SumJob& job, void* stream);
 cudaError_t open_frames(const JobList<SumJob>& list, void* stream);
 
-// Check 8 of what precedes the streams, and where these are.
+// Check 8 of what precedes the streams or the blocks, and where these are.
 cudaError_t open_rans_payloads(const SumJob& job, void* stream);
+cudaError_t open_elias_payloads(const SumJob& job, void* stream);
 
-// Check 9, and the codes of rans frames' units of this pass.
+// Check 9, and the codes of these frames' units of this pass.
 cudaError_t decode_rans_streams(const SumJob& job, void* stream);
+cudaError_t decode_elias_blocks(const SumJob& job, void* stream);
 
 // Adds up this pass's units where all frames are `plain`, or where not all are; the other time it does
 // nothing.

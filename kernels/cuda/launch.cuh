@@ -100,6 +100,17 @@ __device__ __forceinline__ T across(T value, Combine combine) {
     return value;
 }
 
+// Each lane of a group gets combine() over it and the lanes before it.
+template <uint32_t kGroup, class T, class Combine>
+__device__ __forceinline__ T scan(T value, Combine combine) {
+#pragma unroll
+    for (uint32_t lanes = 1; lanes < kGroup; lanes *= 2) {
+        const T before = __shfl_up_sync(kAllLanes, value, lanes, kGroup);
+        if (threadIdx.x % kGroup >= lanes) value = combine(before, value);
+    }
+    return value;
+}
+
 // Atomics of 64 bits, which CUDA has for a type of another name.
 __device__ __forceinline__ void atomic_add(uint64_t* at, uint64_t value) {
     atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));

@@ -11,7 +11,7 @@ __device__ int read_header(const SumJob& job, const uint8_t* base, uint64_t byte
     for (uint64_t k = 0; k < kHeaderWords; ++k) words[k] = *word_of(base, k);
     memcpy(&h, words, sizeof h);
     const int status = check_header(h, bytes);
-    const bool known = rounds_to_fixed_width(h.codec) || (h.codec == QSGD_CODEC_RANS && job.coded.views);
+    const bool known = rounds_to_fixed_width(h.codec) || (has_variable_width(h.codec) && job.coded.views);
     if (status == QSGD_OK && !known) return QSGD_BAD_CODEC;
     if (status != QSGD_ERROR_FRAME) return status;
     const uint64_t found = header_terms(h) + terms_of(base, kHeaderWords, h.frame_bytes / 8, 0, 1);

@@ -59,6 +59,10 @@ __device__ __forceinline__ int32_t round_wide(float x, uint32_t random, float li
     return static_cast<int32_t>((__float2ll_rn(fminf(fmaxf(x, -limit), limit)) + random) >> 24);
 }
 
+__device__ __forceinline__ uint32_t magnitude_of(int32_t code) {
+    return static_cast<uint32_t>(code < 0 ? -code : code);
+}
+
 // Calls body(row, code) for a lane's elements of a unit, from the scales of its buckets; past the end codes
 // are 0.
 template <class Body>

@@ -50,8 +50,6 @@ struct RansFrame {
     }
 };
 
-uint64_t rans_scratch_bytes(const qsgd_spec& spec);
-
 // The model, from a sample of the units, and the front as far as it tells.
 cudaError_t choose_rans_model(const RansFrame& frame, void* stream);
 

@@ -129,7 +129,7 @@ struct Decoder {
     }
 
     __device__ __forceinline__ void decode_unit(uint64_t unit, bool here, StreamReader& reader) {
-        const RansView& view = job.coded.views[frame];
+        const RansView& view = job.coded.views[frame].rans;
         const uint32_t byte = here ? unit_byte(view, unit) : 0;
         int16_t* const codes = here ? job.coded.codes_of(frame, unit - job.first_unit) : nullptr;
         if (!__any_sync(kAllLanes, byte != 0)) {
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 1) decode_streams(SumJob job) {
     for (uint64_t item = blockIdx.x; item < groups * job.frame_count; item += gridDim.x) {
         const auto frame = static_cast<uint32_t>(item / groups);
         if (job.views[frame].header.codec != QSGD_CODEC_RANS || !job.coded.views[frame].open) continue;
-        if (frame != loaded) shared.load(job.coded.views[loaded = frame]);
+        if (frame != loaded) shared.load(job.coded.views[loaded = frame].rans);
         const uint64_t stream = item % groups * kStreamsOfBlock + half_warp_of_block();
         Decoder{job, shared, frame}.decode(first + stream, stream < streams);
     }

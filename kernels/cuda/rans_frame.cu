@@ -1,18 +1,14 @@
 // A rans frame in two steps: its parts in scratch memory and its length; then the frame.
+#include "cuda/encode_variable.cuh"
 #include "cuda/rans.cuh"
 #include "cuda/scan.cuh"
-#include "cuda/status.h"
 
 namespace qsgd {
 namespace {
 
-constexpr uint32_t kMeasuring = 1024;                                // threads
-constexpr uint64_t kLengthWord = offsetof(Header, frame_bytes) / 8;  // of the header
-
 // Where in scratch memory what lies.
-class Scratch {
+class Scratch : public Places {
   public:
-    uint64_t bytes = 0;
     explicit Scratch(const qsgd_spec& spec)
         : units_(ceil_div(spec.count, kUnit)),
           sampled_(rans_sample_units(units_)),
@@ -69,11 +65,6 @@ class Scratch {
     }
 
   private:
-    uint64_t take(uint64_t size) {
-        const uint64_t at = bytes;
-        bytes += ceil_div(size, 8) * 8;
-        return at;
-    }
     static uint64_t words_bytes(uint64_t count) {
         if (count == 0) return 0;
         const uint64_t last = stretches_of(count) - 1, units = units_of_stretch(count, last);
@@ -153,13 +144,6 @@ __global__ void __launch_bounds__(kThreads) put_together(RansFrame frame, uint64
     if (threadIdx.x == 0) frame.job.terms[blockIdx.x] = total;
 }
 
-__global__ void __launch_bounds__(kThreads) seal(const uint64_t* terms, uint32_t blocks, uint64_t* out) {
-    uint64_t sum = 0;
-    for (uint32_t k = threadIdx.x; k < blocks; k += kThreads) sum += terms[k];
-    sum = block_sum(sum, shared_memory<uint64_t>());
-    if (threadIdx.x == 0) out[kChecksumWord] = sum;
-}
-
 cudaError_t begin_frame(const RansFrame& frame, const TreeScratch& tree, uint64_t* frame_bytes,
                         void* stream) {
     const double* squared_norm = nullptr;
@@ -180,40 +164,25 @@ cudaError_t end_frame(const RansFrame& frame, uint64_t* out, uint64_t bytes, voi
     constexpr uint64_t kShared = 8 * kThreads / kWarp;
     const uint32_t blocks = blocks_for(frame.streams + 2);
     const cudaError_t error = launch(put_together, {blocks, kThreads, kShared, stream}, frame, out, bytes);
-    return error ? error : launch(seal, {1, kThreads, kShared, stream}, frame.job.terms, blocks, out);
-}
-
-bool possible(const qsgd_spec* spec, const void* scratch) {
-    return spec && spec_possible(*spec) && spec->codec == QSGD_CODEC_RANS && scratch && aligned(scratch, 8);
+    return error ? error : seal_frame(frame.job.terms, blocks, out, stream);
 }
 
 }  // namespace
 
 uint64_t rans_scratch_bytes(const qsgd_spec& spec) { return Scratch(spec).bytes; }
 
-}  // namespace qsgd
-
-using namespace qsgd;
-
-int qsgd_cuda_encode_begin(const qsgd_spec* spec, const void* gradient, const qsgd_draw* draw, void* scratch,
-                           uint64_t scratch_bytes, uint64_t* frame_bytes, void* stream) {
-    if (!possible(spec, scratch) || !frame_bytes || !aligned(frame_bytes, 8)) return QSGD_BAD_ARGUMENT;
-    if ((!gradient && spec->count) || !aligned(gradient, element_bytes(spec->dtype)) || !aligned(draw, 8))
-        return QSGD_BAD_ARGUMENT;
-    const Scratch places(*spec);
-    if (scratch_bytes < places.bytes) return QSGD_BAD_ARGUMENT;
+cudaError_t begin_rans_frame(const qsgd_spec& spec, const void* gradient, const qsgd_draw* draw,
+                             void* scratch, uint64_t* frame_bytes, void* stream) {
+    const Scratch places(spec);
     const cudaError_t error = places.clear(scratch, stream);
-    if (error) return status_of(error);
-    const RansFrame frame = places.frame(*spec, gradient, draw, scratch);
-    return status_of(begin_frame(frame, places.tree(scratch), frame_bytes, stream));
+    if (error) return error;
+    return begin_frame(places.frame(spec, gradient, draw, scratch), places.tree(scratch), frame_bytes,
+                       stream);
 }
 
-int qsgd_cuda_encode_end(const qsgd_spec* spec, void* frame, uint64_t frame_bytes, void* scratch,
-                         uint64_t scratch_bytes, void* stream) {
-    if (!possible(spec, scratch) || !frame || !aligned(frame, 8)) return QSGD_BAD_ARGUMENT;
-    const Scratch places(*spec);
-    if (scratch_bytes < places.bytes || frame_bytes % 16) return QSGD_BAD_ARGUMENT;
-    if (frame_bytes < layout_of(*spec).payload) return QSGD_FRAME_TOO_SMALL;
-    const RansFrame parts = places.frame(*spec, nullptr, nullptr, scratch);
-    return status_of(end_frame(parts, static_cast<uint64_t*>(frame), frame_bytes, stream));
+cudaError_t end_rans_frame(const qsgd_spec& spec, void* scratch, uint64_t* out, uint64_t bytes,
+                           void* stream) {
+    return end_frame(Scratch(spec).frame(spec, nullptr, nullptr, scratch), out, bytes, stream);
 }
+
+}  // namespace qsgd

@@ -9,10 +9,6 @@ namespace {
 
 constexpr uint32_t kManyThreads = 1024;  // of a block that is alone
 
-__device__ __forceinline__ uint32_t magnitude_of(int32_t code) {
-    return static_cast<uint32_t>(code < 0 ? -code : code);
-}
-
 // Where a lane's element of row r of a sampled unit is.
 __device__ __forceinline__ uint64_t place_of(uint64_t sampled_unit, int r) {
     return kUnit * sampled_unit + static_cast<uint64_t>(r) * kLanes + lane_of_half_warp();

@@ -82,7 +82,8 @@ __global__ void __launch_bounds__(kThreads, 1) open_payloads(SumJob job) {
         const FrameView& view = job.views[frame];
         if (view.header.codec != QSGD_CODEC_RANS) continue;
         __syncthreads();  // shared memory is used again
-        if (threadIdx.x == 0 && !read_head(view, job.coded.views[frame], shared)) shared.lengths = nullptr;
+        if (threadIdx.x == 0 && !read_head(view, job.coded.views[frame].rans, shared))
+            shared.lengths = nullptr;
         __syncthreads();
         const bool open = shared.lengths && place_streams(view, job.coded.offsets_of(frame), shared);
         if (threadIdx.x != 0) continue;

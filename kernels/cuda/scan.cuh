@@ -9,12 +9,7 @@ namespace qsgd {
 // threads of the block call it together.
 __device__ inline uint64_t block_scan(uint64_t value, uint64_t* parts, uint64_t& total) {
     const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-    uint64_t sum = value;
-#pragma unroll
-    for (uint32_t lanes = 1; lanes < kWarp; lanes *= 2) {
-        const uint64_t before = __shfl_up_sync(kAllLanes, sum, lanes);
-        if (lane >= lanes) sum += before;
-    }
+    const uint64_t sum = scan<kWarp>(value, Sum());
     __syncthreads();  // whoever used the memory before
     if (lane == kWarp - 1) parts[warp] = sum;
     __syncthreads();

@@ -170,6 +170,13 @@ inline uint32_t __brev(uint32_t x) {
     for (int bit = 0; bit < 32; ++bit) reversed |= (x >> bit & 1) << (31 - bit);
     return reversed;
 }
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+    const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+    uint32_t chosen = 0;
+    for (int k = 0; k < 4; ++k)
+        chosen |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * k & 7) & 0xFF) << 8 * k;
+    return chosen;
+}
 inline uint32_t __funnelshift_l(uint32_t low, uint32_t high, uint32_t shift) {
     return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) << (shift & 31) >> 32);
 }

@@ -30,7 +30,6 @@ WITH_WAITING: list[dict[str, Any]] = [
     {"codec": "rans", "min_size": 0, "schedule": Piecewise(levels={0: 3, 1: 1000})},
 ]
 BY_WAY_OF_CPU: list[dict[str, Any]] = [
-    {"codec": "elias-dense", "levels": 7},
     {"codec": "rans", "variance": 0.1},
     {"codec": "rans", "schedule": Budget(bits_per_coordinate=3, steps=9)},
     {"codec": "onebit", "error_feedback": True},
