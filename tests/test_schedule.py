@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fractions
 import json
 import math
 from collections.abc import Callable
@@ -221,6 +222,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: Piecewise({0: 2.5}), "bits=2.5"),
     (lambda: Piecewise(levels={0: 40000}), "levels=40000"),
     (lambda: Piecewise(4), "bits=4 does not say what holds from which step on"),
+    (lambda: Piecewise([(0, 2), (0, 4)]), "bits=[(0, 2), (0, 4)] has a step twice"),
     (lambda: DQSGD(0, 0.9, 10), "k=0 is not a positive number"),
     (lambda: DQSGD(1, 1.1, 10), "alpha=1.1 is more than 1"),
     (lambda: DQSGD(1, "1", 10), "alpha='1' is not a positive number"),
@@ -243,8 +245,21 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: read_state({"kind": "Budget", "progress": {}}), "this is no progress of a schedule"),
     (lambda: read_state({**Controller(Quantization.create(schedule=Constant(4))).state(), "kind": "x"}), "no saved"),
     (lambda: progress.read({**dataclasses.asdict(Progress()), "norm": math.inf}), "norm=inf"),
+    (lambda: progress.read({**dataclasses.asdict(Progress()), "trend": 1e300}), "trend=1e+300"),
     (lambda: progress.read({**dataclasses.asdict(Progress()), "bits": -1}), "bits=-1"),
+    (lambda: progress.read({**dataclasses.asdict(Progress()), "tensors": {"w": (9, 0.0)}}), "squared norm of 'w' in"),
 ]
+
+
+def test_arguments_become_plain_values() -> None:
+    """Which a state may hold, whatever they were given as."""
+    for given, plain in (
+        (Constant(np.int64(4)), Constant(4)), (Piecewise(levels={np.int8(0): np.uint16(9)}), Piecewise(levels={0: 9})),
+        (DQSGD(np.float32(2), np.float64(0.5), np.int64(9)), DQSGD(2.0, 0.5, 9)),
+        (Budget(np.float32(2.5), np.int64(9), fractions.Fraction(1, 2), np.float32(1.5)), Budget(2.5, 9, 0.5, 1.5)),
+    ):  # fmt: skip
+        state = json.loads(json.dumps(schedule.saved(given)))
+        assert schedule.restored(state) == given == plain
 
 
 @pytest.mark.parametrize(("make", "words"), WRONG, ids=[words for _, words in WRONG])
