@@ -33,6 +33,12 @@ def positive(name: str, value: Any, example: float) -> float:
     return number
 
 
+def keep(frozen: object, **values: Any) -> None:
+    """Set fields of a frozen dataclass, in its ``__post_init__``, to checked values: plain ones, that can be saved."""
+    for name, value in values.items():
+        object.__setattr__(frozen, name, value)
+
+
 def encodable(text: str) -> bool:
     """Whether ``text`` can be sent: not with half of a surrogate pair, as names of files may have."""
     return text == text.encode("utf-8", "ignore").decode()

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, Callable, NamedTuple, TypeVar
 
 from hvd_qsgd import controller, frames, native, wire
-from hvd_qsgd.checks import encodable, positive, whole_number
+from hvd_qsgd.checks import encodable, keep, positive, whole_number
 from hvd_qsgd.config import DEFAULT_MIN_SIZE, Levels, Quantization
 from hvd_qsgd.controller import Controller
 from hvd_qsgd.errors import QSGDError
@@ -55,15 +55,15 @@ class Options:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        whole_number("min_size", self.min_size, 0, 2**63)
-        whole_number("seed", self.seed, 0, 2**64 - 1)
+        min_size = whole_number("min_size", self.min_size, 0, 2**63)
+        keep(self, min_size=min_size, seed=whole_number("seed", self.seed, 0, 2**64 - 1))
         if self.name is not None and not (isinstance(self.name, str) and self.name and encodable(self.name)):
             raise QSGDError(f"name={self.name!r} is not a text: give a name that is the same on all ranks, or None")
         for name in ("measure_error", "error_feedback"):
             if not isinstance(getattr(self, name), bool):
                 raise QSGDError(f"{name}={getattr(self, name)!r} is neither True nor False")
         if self.clip is not None:
-            positive("clip", self.clip, 2.5)
+            keep(self, clip=positive("clip", self.clip, 2.5))
 
     def wants(self, count: int, dimensions: int) -> bool:
         """Whether a floating-point gradient of this size is compressed."""
@@ -166,6 +166,7 @@ class Compressor:
         slot.spec.flags &= ~wire.SQUARED_NORM
         if self._reads_frames:
             slot.spec.flags |= wire.SQUARED_NORM
+        slot.sign("" if self._controller is None else self._controller.signature)
         slot.most_bytes = native.frame_bytes(slot.spec)
         slot.quantization = quantization
 

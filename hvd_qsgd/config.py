@@ -88,6 +88,8 @@ class Quantization:
         """
         if codec is None:
             codec = "packed" if variance is None else AUTO
+        if not isinstance(codec, str) or codec not in (AUTO, *CODECS):
+            raise QSGDError(f"codec={codec!r} is unknown: use one of {_names((AUTO, *CODECS))}")
         if bucket_size is DEFAULT:
             bucket_size = DEFAULT_BUCKET_SIZE if variance is None else None
         if bucket_size is not None:
@@ -98,8 +100,6 @@ class Quantization:
             norm = "max" if variance is None else "l2"
         if not isinstance(norm, str) or norm not in NORMS:
             raise QSGDError(f"norm={norm!r} is unknown: use one of {_names(NORMS)}")
-        if not isinstance(codec, str) or codec not in (AUTO, *CODECS):
-            raise QSGDError(f"codec={codec!r} is unknown: use one of {_names((AUTO, *CODECS))}")
         if not isinstance(dither, str) or dither not in DITHERS:
             raise QSGDError(f"dither={dither!r} is unknown: use one of {_names(DITHERS)}")
         if dither == "subtractive" and (codec == AUTO or CODECS[codec].variable):
@@ -120,10 +120,10 @@ class Quantization:
         cls, bits: Any, levels: Any, variance: Any, bucket_size: int | None, norm: Any, dither: Any, schedule: Any
     ) -> Quantization:
         """1-bit SGD's, which has nothing else to choose; what a state says of it is taken."""
-        given = {"bits": bits, "levels": levels if levels != 1 else None, "variance": variance, "schedule": schedule}
-        given |= {"norm": norm if norm != "none" else None, "dither": dither if dither != "nonsubtractive" else None}
-        for name, value in given.items():
-            if value is not None:
+        given = {"bits": bits, "levels": levels, "variance": variance, "norm": norm, "dither": dither}
+        saved = {"levels": 1, "norm": "none", "dither": "nonsubtractive"}
+        for name, value in {**given, "schedule": schedule}.items():
+            if value is not None and not (type(value) is type(saved.get(name)) and value == saved[name]):
                 raise QSGDError(
                     f"{name}={value!r} does not apply to codec='onebit', which sends signs and two means a bucket: "
                     f"leave {name} out"
@@ -144,7 +144,8 @@ class Quantization:
                 "codec and dither can"
             )
         codec = changes.get("codec", self.codec)
-        if codec != self.codec and ONEBIT in (codec, self.codec):  # which have only the buckets in common
+        if isinstance(codec, str) and codec != self.codec and ONEBIT in (codec, self.codec):
+            # They have only the buckets in common.
             return Quantization.create(**{"bucket_size": self.bucket_size, **changes})
         kept: dict[str, Any] = {name: getattr(self, name) for name in others}
         if not quality & set(changes):
@@ -204,14 +205,14 @@ def most_levels(codec: str) -> int:
 
 def _resolve_levels(bits: IntOrNone, levels: Levels, codec: str) -> int | str:
     limit = most_levels(codec)
-    if levels == SQRT:
+    if isinstance(levels, str) and levels == SQRT:
         return SQRT
     if levels is not None:
         return whole_number("levels", levels, 1, limit, f" for codec={codec!r}")
     most = (limit + 1).bit_length()
     if bits is None:
         bits = min(DEFAULT_BITS, most)
-    if most == 2 and bits != 2:
+    if most == 2 and isinstance(bits, int) and bits != 2:
         raise QSGDError(f"bits={bits!r} does not go with codec={codec!r}, which has one level: leave bits out")
     bits = whole_number("bits", bits, 2, most, f" for codec={codec!r}")
     return (1 << (bits - 1)) - 1

@@ -26,6 +26,7 @@ class Controller:
     def __init__(self, quantization: Quantization, past: Progress | None = None) -> None:
         assert quantization.schedule is not None
         self.schedule = quantization.schedule
+        self.signature = repr(self.schedule)  # which must be the same on all ranks
         self._quantization = quantization
         self._most = width_of(most_levels(quantization.codec))
         # A part of a bit would be wasted where all codes have the same width.

@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from hvd_qsgd.checks import whole_number
+from hvd_qsgd.checks import positive, whole_number
 from hvd_qsgd.errors import QSGDError
 
+MOST_LOG2 = 2.0**12  # beyond float64's range
 TREND_GAIN = 0.1  # what a new norm counts in the trend
 
 
@@ -126,15 +127,14 @@ _NUMBERS = ("overhead", "norm", "trend")
 
 def _number(name: str, value: Any) -> float:
     number = float(value)
-    if not math.isfinite(number):
-        raise QSGDError(
-            f"{name}={value!r} in the progress of a schedule is not finite: pass what state_dict() returned"
-        )
+    if not abs(number) <= MOST_LOG2:
+        raise QSGDError(f"{name}={value!r} in the progress of a schedule cannot be: pass what state_dict() returned")
     return number
 
 
 def _tensor(name: Any, count: Any, squared_norm: Any) -> tuple[int, float]:
-    return whole_number(f"elements of {name!r}", count, 1, 2**63), _number(f"squared norm of {name!r}", squared_norm)
+    what = f"squared norm of {name!r} in the progress of a schedule"
+    return whole_number(f"elements of {name!r}", count, 1, 2**63), positive(what, squared_norm, 1.0)
 
 
 def _log_norm(arrivals: Iterable[Arrival]) -> float | None:

@@ -13,13 +13,14 @@ from typing import Any, Callable
 import horovod.torch as hvd
 import torch
 
-from hvd_qsgd.checks import positive
+from hvd_qsgd.checks import positive, whole_number
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.transport.horovod import HorovodTransport
 
 Tensor = torch.Tensor
 Closure = Callable[[], Any]
 KEY = "compression"  # of an optimizer's state
+TENSORS = ("reference", "full_gradient", "sum")  # of each parameter, in the state
 MISTAKES = (
     "",
     "the closure left no gradients: call loss.backward() in it",
@@ -83,12 +84,14 @@ class QSVRG(torch.optim.Optimizer):
             raise QSGDError(
                 "QSVRG needs lr, the step size. (It exchanges gradients itself: hvd.DistributedOptimizer is not for it)"
             )
-        if not isinstance(average, bool):
-            raise QSGDError(f"average={average!r} is neither True nor False")
-        super().__init__(params, {"lr": positive("lr", lr, 0.1), "average": average})
-        self.compression = _default_compression(process_set) if compression is None else compression
+        super().__init__(params, _checked_settings({"lr": lr, "average": average}))
+        self.compression = _checked_compression(compression, process_set)
         self._transport = HorovodTransport(torch, hvd, process_set)
         self._process_set = process_set
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As PyTorch's; the next call must be ``snapshot``."""
+        super().add_param_group({**param_group, **_checked_settings({**self.defaults, **param_group})})
 
     @torch.no_grad()
     def snapshot(self, closure: Closure) -> Any:
@@ -100,6 +103,7 @@ class QSVRG(torch.optim.Optimizer):
         Returns:
             What the closure returned.
         """
+        _check_closure(closure)
         for parameter, group in self._parameters():
             state = self.state[parameter]
             if group["average"] and state.get("step"):
@@ -116,7 +120,7 @@ class QSVRG(torch.optim.Optimizer):
         return loss
 
     @torch.no_grad()
-    def step(self, closure: Closure) -> Any:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Any:
         """One step of the epoch.
 
         Args:
@@ -125,6 +129,7 @@ class QSVRG(torch.optim.Optimizer):
         Returns:
             What the closure returned for the weights as they are.
         """
+        closure = _check_closure(closure)
         states = [self.state[parameter] for parameter, _ in self._parameters()]
         if not all(states):
             raise QSGDError(
@@ -160,15 +165,35 @@ class QSVRG(torch.optim.Optimizer):
         Raises:
             QSGDError: it is no such state, or one with another kind of compression.
         """
-        if KEY not in state_dict:
-            raise QSGDError(f"this is no state of QSVRG: it has no {KEY!r}; pass what state_dict() returned")
+        self._check_state(state_dict)
         if (state_dict[KEY] is not None) != hasattr(self.compression, "state_dict"):
             raise QSGDError(
                 "this state is of another kind of compression: make the optimizer with the same compression="
             )
-        super().load_state_dict(copy.deepcopy({name: state_dict[name] for name in state_dict if name != KEY}))
         if state_dict[KEY] is not None:
             self.compression.load_state_dict(state_dict[KEY])
+        super().load_state_dict(copy.deepcopy({name: state_dict[name] for name in state_dict if name != KEY}))
+
+    def _check_state(self, saved: dict[str, Any]) -> None:
+        """Raise if this is not what ``state_dict`` returned, or of other weights."""
+        parameters = self._parameters()
+        try:
+            _ = saved[KEY]
+            groups = [group["params"] for group in saved["param_groups"] if {"lr", "average"} <= group.keys()]
+            states = [saved["state"].get(number, {}) for group in groups for number in group]
+            shapes = [[state[name].shape for name in TENSORS] for state in states if state]
+            own = [[p.shape] * len(TENSORS) for (p, _), state in zip(parameters, states) if state]
+            steps = [whole_number("step", state["step"], 0, 2**63) for state in states if state]
+        except QSGDError:
+            raise
+        except Exception as error:  # of whatever was passed
+            raise QSGDError(f"this is no state of QSVRG: {error!r}; pass what state_dict() returned") from error
+        if [len(group) for group in groups] != [len(group["params"]) for group in self.param_groups] or shapes != own:
+            raise QSGDError(
+                "this state of QSVRG is of other weights: load it with the groups of parameters as they were"
+            )
+        if len(set(steps)) > 1:
+            raise QSGDError(f"this state of QSVRG has weights after different steps of the epoch: {sorted(set(steps))}")
 
     def _parameters(self) -> list[tuple[Tensor, dict[str, Any]]]:
         """Each parameter and its group."""
@@ -238,10 +263,34 @@ class QSVRG(torch.optim.Optimizer):
         return [part.view(vector.dtype)[: vector.numel()] for part in gathered.chunk(self._transport.size)]
 
 
-def _default_compression(process_set: Any) -> Any:
+def _checked_settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What a group of parameters has of its own."""
+    if not isinstance(group["average"], bool):
+        raise QSGDError(f"average={group['average']!r} is neither True nor False")
+    return {"lr": positive("lr", group["lr"], 0.1), "average": group["average"]}
+
+
+def _check_closure(closure: Closure | None) -> Closure:
+    if closure is None or not callable(closure):
+        raise QSGDError(
+            f"closure={closure!r} is no function: give one that computes the loss, calls backward() and returns it"
+        )
+    return closure
+
+
+def _checked_compression(compression: Any, process_set: Any) -> Any:
     from hvd_qsgd.torch import QSGD  # which imports this module
 
-    return QSGD.preset("qsgd-theory", min_size=0, process_set=process_set)
+    if compression is None:
+        return QSGD.preset("qsgd-theory", min_size=0, process_set=process_set)
+    if not all(callable(getattr(compression, name, None)) for name in ("compress", "decompress")):
+        raise QSGDError(f"compression={compression!r} is none: use QSGD(min_size=0, ...) or hvd.Compression.none")
+    if compression is QSGD or (isinstance(compression, QSGD) and compression._core.options.min_size):
+        raise QSGDError(
+            f"compression={compression!r} leaves vectors, which all weights are to it, uncompressed: make it "
+            "with min_size=0"
+        )
+    return compression
 
 
 def _vector(tensors: Iterable[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ Seide et al., "1-Bit Stochastic Gradient Descent", Interspeech 2014, section 3; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 from hvd_qsgd import frames, native, wire
@@ -61,7 +61,7 @@ class Residuals:
 
 def read_state(state: dict[str, Any], wanted: bool) -> tuple[int, dict[str, Any]]:
     """Rank and buffers in a compressor's state, none if it has none; raises if it has and they are not ``wanted``."""
-    residuals = state.get(KEY)
+    residuals = state.get(KEY) if isinstance(state, Mapping) else None  # what it is then, others say
     if residuals is None:
         return 0, {}
     if not wanted:

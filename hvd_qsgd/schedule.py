@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Union
 
-from hvd_qsgd.checks import positive, whole_number
+from hvd_qsgd.checks import keep, positive, whole_number
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.progress import Progress, levels_of, width_of
 
@@ -55,11 +55,11 @@ class Constant(Schedule):
     levels: int | None = None
 
     def __post_init__(self) -> None:
-        _one_of(self.bits, self.levels)
-        self._levels()
+        name = _one_of(self.bits, self.levels)
+        keep(self, **{name: _checked(name, getattr(self, name))})
 
     def _levels(self) -> int:
-        return _checked_levels("bits", self.bits) if self.levels is None else _checked_levels("levels", self.levels)
+        return _levels_of("bits", self.bits) if self.levels is None else self.levels
 
     def check(self, codec: str, most_levels: int) -> None:
         _check_most(self, self._levels(), codec, most_levels)
@@ -81,13 +81,12 @@ class Piecewise(Schedule):
     levels: StepValues | None = None
 
     def __post_init__(self) -> None:
-        _one_of(self.bits, self.levels)
-        name = "bits" if self.levels is None else "levels"
-        object.__setattr__(self, name, _pieces(name, getattr(self, name)))
+        name = _one_of(self.bits, self.levels)
+        keep(self, **{name: _pieces(name, getattr(self, name))})
 
     def _levels(self) -> list[tuple[int, int]]:
         name = "bits" if self.levels is None else "levels"
-        return [(step, _checked_levels(name, value)) for step, value in getattr(self, name)]
+        return [(step, _levels_of(name, value)) for step, value in getattr(self, name)]
 
     def check(self, codec: str, most_levels: int) -> None:
         for _, levels in self._levels():
@@ -117,9 +116,7 @@ class DQSGD(Schedule):
     needs_frames: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        positive("k", self.k, 10.0)
-        _check_alpha(self.alpha)
-        whole_number("steps", self.steps, 1, MOST_STEPS)
+        keep(self, k=positive("k", self.k, 10.0), alpha=_checked_alpha(self.alpha), steps=_checked_steps(self.steps))
 
     def width(self, past: Progress, overhead: float, least: float, most: float) -> float:
         if past.norm is None:
@@ -158,10 +155,11 @@ class Budget(Schedule):
 
     def __post_init__(self) -> None:
         average = positive("bits_per_coordinate", self.bits_per_coordinate, 2.5)
-        whole_number("steps", self.steps, 1, MOST_STEPS)
-        _check_alpha(self.alpha)
-        if self.floor is not None and positive("floor", self.floor, average / 2) > average:
+        keep(self, alpha=_checked_alpha(self.alpha), steps=_checked_steps(self.steps))
+        floor = None if self.floor is None else positive("floor", self.floor, average / 2)
+        if floor is not None and floor > average:
             raise QSGDError(f"floor={self.floor!r} is more than bits_per_coordinate={self.bits_per_coordinate!r}")
+        keep(self, bits_per_coordinate=average, floor=floor)
         if not isinstance(self.allocation, str) or self.allocation not in ALLOCATIONS:
             raise QSGDError(
                 f"allocation={self.allocation!r} is unknown: use one of {', '.join(map(repr, ALLOCATIONS))}"
@@ -243,16 +241,21 @@ def clip(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
-def _one_of(bits: Any, levels: Any) -> None:
+def _one_of(bits: Any, levels: Any) -> str:
+    """Which of the two was given."""
     if (bits is None) == (levels is None):
         raise QSGDError(f"bits={bits!r} and levels={levels!r}: give one of them")
+    return "bits" if levels is None else "levels"
 
 
-def _checked_levels(name: str, value: Any) -> int:
-    """The levels that ``bits`` or ``levels`` asks for."""
-    if name == "levels":
-        return whole_number(name, value, 1, MOST_LEVELS)
-    return levels_of(whole_number(name, value, 2, MOST_BITS))
+def _checked(name: str, value: Any) -> int:
+    """What was given as ``bits`` or ``levels``."""
+    return whole_number(name, value, *((1, MOST_LEVELS) if name == "levels" else (2, MOST_BITS)))
+
+
+def _levels_of(name: str, value: Any) -> int:
+    """The levels that checked ``bits`` or ``levels`` ask for."""
+    return int(value) if name == "levels" else levels_of(value)
 
 
 def _pieces(name: str, values: Any) -> tuple[tuple[int, int], ...]:
@@ -262,11 +265,11 @@ def _pieces(name: str, values: Any) -> tuple[tuple[int, int], ...]:
         raise QSGDError(
             f"{name}={values!r} does not say what holds from which step on: use {{0: 2, 1000: 4}}"
         ) from None
-    checked = {whole_number(f"step in {name}", step, 0, MOST_STEPS): value for step, value in pairs}
+    checked = {whole_number(f"step in {name}", step, 0, MOST_STEPS): _checked(name, value) for step, value in pairs}
     if 0 not in checked:
         raise QSGDError(f"{name}={values!r} does not say what holds from step 0 on")
-    for value in checked.values():
-        _checked_levels(name, value)
+    if len(checked) < len(pairs):
+        raise QSGDError(f"{name}={values!r} has a step twice")
     return tuple(sorted(checked.items()))
 
 
@@ -275,6 +278,12 @@ def _check_most(schedule: Schedule, levels: int, codec: str, most_levels: int) -
         raise QSGDError(f"schedule={schedule!r} has {levels} levels, codec={codec!r} at most {most_levels}")
 
 
-def _check_alpha(alpha: Any) -> None:
-    if positive("alpha", alpha, 0.99) > 1:
+def _checked_alpha(alpha: Any) -> float:
+    number = positive("alpha", alpha, 0.99)
+    if number > 1:
         raise QSGDError(f"alpha={alpha!r} is more than 1: a step of SGD cannot make the error larger here")
+    return number
+
+
+def _checked_steps(steps: Any) -> int:
+    return whole_number("steps", steps, 1, MOST_STEPS)

@@ -31,10 +31,11 @@ class Slot:
         self.spec = spec  # its step and quantization follow the compressor's
         self.expected = native.Expectation(spec.count, spec.tensor, spec.step, spec.dtype, 0)
         self.size = size  # ranks that send a frame
-        self.signature = native.signature(operation, spec.tensor, spec.count, spec.dtype)
         self.tokens: Any = None  # the frontend's tensors for them
         self.buffers: Any = None  # the frontend's, on a GPU
         self.accepted: tuple[bytes, float] | None = None  # a reduced token that was found right, and its factor
+        self.signature = 0
+        self.sign("")
         self.quantization: Any = None  # that most_bytes is for
         self.most_bytes = 0  # of a frame
         self.history = native.History()  # of this rank's frames
@@ -44,6 +45,13 @@ class Slot:
         """The tensor's next step: ``step``, or a later one if it had that already: no random numbers are used twice."""
         self.last_step = max(step, self.last_step + 1)
         return self.last_step
+
+    def sign(self, schedule: str) -> None:
+        """Let tokens tell whether all ranks mean the same by this tensor, and by the schedule of its levels."""
+        spec = self.spec
+        signature = native.signature(self.operation + schedule, spec.tensor, spec.count, spec.dtype)
+        if signature != self.signature:
+            self.signature, self.tokens, self.accepted = signature, None, None
 
     def __str__(self) -> str:
         return f"tensor {self.name!r} ({self.spec.count} x {self.dtype}, step {self.spec.step})"

@@ -143,9 +143,8 @@ void qsgd_explain_token(int status, uint64_t length, uint32_t size, const char* 
     else
         snprintf(
             text, capacity,
-            "the ranks do not mean the same by %s: its size, dtype, place in the step or step differs "
-            "between "
-            "ranks. If some parameters go unused on some ranks, pass (PyTorch) "
+            "the ranks do not mean the same by %s: its size, dtype, place in the step, step or schedule "
+            "differs between ranks. If some parameters go unused on some ranks, pass (PyTorch) "
             "QSGD(named_parameters=model.named_parameters()); after a restart, let all ranks load the same "
             "compressor.state_dict()",
             what);

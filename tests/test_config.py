@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,12 @@ def test_whether_frames_are_equally_long(how: dict[str, Any], fixed: bool) -> No
             {"seed": 1},
             "'seed' cannot be changed: only bits, levels, variance, schedule, bucket_size, norm, codec and dither can",
         ),
+        ({"codec": np.array(["onebit", "rans"])}, "codec=array(['onebit', 'rans'], dtype='<U6') is unknown"),
+        ({"levels": np.array([1, 2])}, "levels=array([1, 2]) is not a whole number"),
+        ({"codec": "ternary", "bits": np.array([2, 3])}, "bits=array([2, 3]) is not a whole number from 2 to 2"),
+        ({"codec": "onebit", "levels": True}, "levels=True does not apply to codec='onebit'"),
+        ({"codec": "onebit", "levels": np.array([1, 1])}, "levels=array([1, 1]) does not apply to codec='onebit'"),
+        ({"codec": "onebit", "norm": np.array(["none", "l2"])}, "does not apply to codec='onebit'"),
         ({"norm": "l1"}, "norm='l1' is unknown: use one of 'l2', 'max'"),
         ({"codec": "elias"}, "codec='elias' is unknown: use one of 'auto', 'elias-dense', 'elias-sparse',"),
         (
@@ -170,6 +177,12 @@ def test_wrong_options_are_named(wrong: dict[str, Any]) -> None:
         Options(**wrong)
     name, value = next(iter(wrong.items()))
     assert f"{name}={value!r}" in str(caught.value)
+
+
+def test_options_are_plain_values() -> None:
+    """Which a state may hold, whatever they were given as."""
+    options = Options(min_size=np.int64(5), seed=np.uint64(2**64 - 1), clip=np.float32(2.5))  # type: ignore[arg-type]
+    assert json.dumps(dataclasses.astuple(options)) == "[5, 18446744073709551615, null, false, false, 2.5]"
 
 
 @pytest.mark.parametrize(

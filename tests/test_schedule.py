@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fractions
+import itertools
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ from hvd_qsgd.controller import Controller, read_state
 from hvd_qsgd.progress import Arrival, Progress, levels_of, width_of
 from hvd_qsgd.schedule import DQSGD, Budget, Constant, Piecewise, clipped_sum, solve
 
+RECORDED = Path(__file__).with_name("recorded_norms.json")  # which tells how
+KINDS = ["training", "jumps", "late jump", "heavy tails", "zeros", "nan"]
 SIZES = {"a": 40_000, "b": 1_000, "c": 9_000}
 RANKS = 4
 
@@ -25,6 +30,8 @@ def sequence(kind: str, steps: int) -> np.ndarray[Any, Any]:
     """Norms of the gradient, step after step."""
     rng = np.random.default_rng([steps, *kind.encode()])
     decay = np.exp(-2 * np.arange(steps) / steps)
+    if kind == "recorded":
+        return np.array(json.loads(RECORDED.read_text())["norms"][:steps])
     if kind == "training":  # slowly falling, with the noise of batches
         return decay * np.exp(0.2 * rng.standard_normal(steps))
     if kind == "jumps":
@@ -72,16 +79,20 @@ def run(quantization: Quantization, norms: Any, bits: Callable[[int, int], float
     return sent / RANKS / sum(SIZES.values()) / len(widths), widths
 
 
-@pytest.mark.parametrize(("steps", "tolerance"), [(60, 0.01), (300, 0.003), (2000, 0.003)])
-@pytest.mark.parametrize("kind", ["training", "jumps", "late jump", "heavy tails", "zeros", "nan"])
+LENGTHS = [*itertools.product(KINDS, [60, 300]), ("training", 2000), ("jumps", 2000)]
+LENGTHS += [("recorded", steps) for steps in (60, 300, 600)]
+
+
+@pytest.mark.parametrize(("kind", "steps"), LENGTHS)
 @pytest.mark.parametrize("codec", ["packed", "rans"])
-def test_budgets_are_kept(codec: str, kind: str, steps: int, tolerance: float) -> None:
-    falling, steep = 1 - 3 / steps, 0.9
+def test_budgets_are_kept(codec: str, kind: str, steps: int) -> None:
+    """Within 1 % in 60 steps, 0.3 % in 300 or more; steep ones within 1 % where the last steps have all levels."""
+    falling, steep, tolerance = 1 - 3 / steps, 0.9, 0.01 if steps == 60 else 0.003
     for alpha, average, allocation in ((1.0, 2.5, "equal"), (falling, 3.7, "tensor"), (steep, 2.7, "equal")):
         budget = Budget(average, steps, alpha, allocation=allocation)
         quantization = Quantization.create(codec=codec, schedule=budget)
         spent, _ = run(quantization, sequence(kind, steps), BITS[codec])
-        assert spent == pytest.approx(average, rel=0.01 if alpha == steep else tolerance), budget
+        assert spent == pytest.approx(average, rel=0.01 if alpha == steep and steps == 2000 else tolerance), budget
 
 
 def test_levels_follow_the_formula() -> None:
@@ -221,6 +232,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: Piecewise({0: 2.5}), "bits=2.5"),
     (lambda: Piecewise(levels={0: 40000}), "levels=40000"),
     (lambda: Piecewise(4), "bits=4 does not say what holds from which step on"),
+    (lambda: Piecewise([(0, 2), (0, 4)]), "bits=[(0, 2), (0, 4)] has a step twice"),
     (lambda: DQSGD(0, 0.9, 10), "k=0 is not a positive number"),
     (lambda: DQSGD(1, 1.1, 10), "alpha=1.1 is more than 1"),
     (lambda: DQSGD(1, "1", 10), "alpha='1' is not a positive number"),
@@ -243,8 +255,21 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: read_state({"kind": "Budget", "progress": {}}), "this is no progress of a schedule"),
     (lambda: read_state({**Controller(Quantization.create(schedule=Constant(4))).state(), "kind": "x"}), "no saved"),
     (lambda: progress.read({**dataclasses.asdict(Progress()), "norm": math.inf}), "norm=inf"),
+    (lambda: progress.read({**dataclasses.asdict(Progress()), "trend": 1e300}), "trend=1e+300"),
     (lambda: progress.read({**dataclasses.asdict(Progress()), "bits": -1}), "bits=-1"),
+    (lambda: progress.read({**dataclasses.asdict(Progress()), "tensors": {"w": (9, 0.0)}}), "squared norm of 'w' in"),
 ]
+
+
+def test_arguments_become_plain_values() -> None:
+    """Which a state may hold, whatever they were given as."""
+    for given, plain in (
+        (Constant(np.int64(4)), Constant(4)), (Piecewise(levels={np.int8(0): np.uint16(9)}), Piecewise(levels={0: 9})),
+        (DQSGD(np.float32(2), np.float64(0.5), np.int64(9)), DQSGD(2.0, 0.5, 9)),
+        (Budget(np.float32(2.5), np.int64(9), fractions.Fraction(1, 2), np.float32(1.5)), Budget(2.5, 9, 0.5, 1.5)),
+    ):  # fmt: skip
+        state = json.loads(json.dumps(schedule.saved(given)))
+        assert schedule.restored(state) == given == plain
 
 
 @pytest.mark.parametrize(("make", "words"), WRONG, ids=[words for _, words in WRONG])

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <cmath>
+
 #include "frame.h"
 
 namespace {
@@ -31,6 +33,15 @@ void seal(uint8_t* frame, size_t size) {
     if (h.frame_bytes <= size && h.frame_bytes % 8 == 0) qsgd_seal(frame, h.frame_bytes);
 }
 
+// What error feedback does with a frame.
+void subtract(const uint8_t* frame, size_t size, const qsgd_expectation& expected) {
+    auto* const residual = static_cast<float*>(calloc(expected.count + 1, sizeof(float)));
+    if (qsgd_subtract_frame(frame, size, &expected, residual, 1) == QSGD_OK)
+        for (uint64_t i = 0; i < expected.count; ++i)
+            if (!std::isfinite(residual[i])) abort();
+    free(residual);
+}
+
 void decode(const uint8_t* frames, size_t size, uint32_t count) {
     qsgd::Header h = {};
     if (size >= sizeof h) memcpy(&h, frames, sizeof h);
@@ -42,6 +53,7 @@ void decode(const uint8_t* frames, size_t size, uint32_t count) {
     const int status = qsgd_decode_sum(frames, size, count, &expected, 0.5f, sum, 1, &bad_frame);
     if (status == QSGD_OK && bad_frame > count) abort();
     if (status >= QSGD_TRUNCATED && bad_frame >= count) abort();
+    subtract(frames, size, expected);
     char text[QSGD_MAX_EXPLANATION];
     qsgd_explain(status, frames, size, bad_frame, &expected, "it", text, sizeof text);
     free(sum);

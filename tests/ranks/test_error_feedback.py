@@ -214,6 +214,9 @@ def test_states_that_are_refused() -> None:
         QSGDError, match=r"make the compressor with error_feedback=True, or delete state\['residuals'\]"
     ):
         QSGD(codec="onebit").load_state_dict(state)
+    for no_state in (None, [], "state", 5):
+        with pytest.raises(QSGDError, match="this is not a state of a QSGD compressor"):
+            compressor.load_state_dict(no_state)  # type: ignore[arg-type]
     for wrong in (5, {}, {"rank": 0, "tensors": {"#0": [1.0]}}, {"rank": -1, "tensors": {}}, {"rank": 0, "tensors": 3}):
         with pytest.raises(QSGDError, match="residual"):
             compressor.load_state_dict({**state, "residuals": wrong})

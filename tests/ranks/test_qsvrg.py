@@ -173,6 +173,54 @@ def test_arguments_and_states_that_are_refused() -> None:
         QSVRG(weights, lr=1, compression=hvd.Compression.none).load_state_dict(optimizer.state_dict())
 
 
+WRONG: list[tuple[Callable[[Shard], Any], str]] = [
+    (lambda s: QSVRG([{"params": s.weights, "lr": -1}], lr=1), "lr=-1 is not a positive number"),
+    (lambda s: QSVRG([{"params": s.weights, "average": "no"}], lr=1), "average='no' is neither True nor False"),
+    (lambda s: s.optimizer.add_param_group({"params": [], "lr": None}), "lr=None is not a positive number"),
+    (lambda s: QSVRG(s.weights, lr=1, compression=5), "compression=5 is none"),
+    (lambda s: QSVRG(s.weights, lr=1, compression=QSGD(bits=4)), "make it with min_size=0"),
+    (lambda s: QSVRG(s.weights, lr=1, compression=QSGD), "make it with min_size=0"),
+    (lambda s: s.optimizer.step(), "closure=None is no function"),
+    (lambda s: s.optimizer.snapshot(3), "closure=3 is no function"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("wrong", "words"), WRONG, ids=[words for _, words in WRONG])
+def test_wrong_arguments(wrong: Callable[[Shard], Any], words: str) -> None:
+    rt.assert_all_raise(lambda: wrong(Shard()), words)
+
+
+def test_states_that_are_no_states() -> None:
+    """Whatever is missing or of other weights; the optimizer stays as it is, with a learning rate of 0, too."""
+    shard = Shard()
+    shard.train(range(2))
+    shard.optimizer.param_groups[0]["lr"] = 0.0
+    good = copy.deepcopy(shard.optimizer.state_dict())
+    digest = rt.assert_replicas_equal(shard.optimizer.state[shard.weights[0]][name] for name in ("reference", "sum"))
+    for where, key in [((), "state"), ((), "param_groups"), ((), "compression"), (("param_groups", 0), "average")]:
+        bad = copy.deepcopy(good)
+        content: Any = bad
+        for name in where:
+            content = content[name]
+        del content[key]
+        rt.assert_all_raise(lambda: shard.optimizer.load_state_dict(bad), "this")  # noqa: B023
+    for key in good["state"][0]:
+        bad = copy.deepcopy(good)
+        del bad["state"][0][key]
+        rt.assert_all_raise(lambda: shard.optimizer.load_state_dict(bad), f"no state of QSVRG: KeyError({key!r})")  # noqa: B023
+    bad = copy.deepcopy(good)
+    bad["state"][0]["sum"] = torch.zeros(3)
+    rt.assert_all_raise(lambda: shard.optimizer.load_state_dict(bad), "is of other weights")
+    bad = copy.deepcopy(good)
+    bad["state"][0]["step"] += 1
+    rt.assert_all_raise(lambda: shard.optimizer.load_state_dict(bad), "after different steps of the epoch: [2, 3]")
+    for nothing in (None, 5, "state"):
+        rt.assert_all_raise(lambda: shard.optimizer.load_state_dict(nothing), "no state of QSVRG")  # type: ignore[arg-type] # noqa: B023
+    state = shard.optimizer.state[shard.weights[0]]
+    assert rt.digest(state[name] for name in ("reference", "sum")) == digest
+    shard.optimizer.load_state_dict(good)
+
+
 def test_a_process_set_and_half_precision() -> None:
     """One rank alone is a process set, too."""
     ranks = rt.EVEN if rt.EVEN.included() else rt.ODD

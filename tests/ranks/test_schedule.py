@@ -162,6 +162,20 @@ def test_changes() -> None:
     assert repr(QSGD(schedule=Constant(4))).startswith("QSGD(schedule=Constant(bits=4, levels=None), bucket_size=512")
 
 
+@pytest.mark.parametrize(
+    "others", [None, Budget(4.5, STEPS), Budget(4.0, STEPS, 0.9), DQSGD(3.0, 0.9, STEPS), Constant(4)], ids=str
+)
+def test_schedules_differ(others: Schedule | None) -> None:
+    """From the beginning, or from a change on; when they are the same again, all is well."""
+    gradient, mine = rt.randn(40, 40), Budget(4.0, STEPS)
+    compressor = QSGD(schedule=mine if rt.RANK == 1 else others)
+    rt.assert_all_raise(lambda: rt.reduced(gradient, compressor), "schedule differs between ranks")
+    compressor.change(schedule=mine)
+    rt.assert_within_grid(rt.reduced(gradient, compressor), gradient, bits=2)
+    compressor.change(schedule=others if rt.RANK == 0 else Budget(4, STEPS))
+    rt.assert_all_raise(lambda: rt.reduced(gradient, compressor), "schedule differs between ranks")
+
+
 def test_a_step_that_is_given_up() -> None:
     """It counts nothing, on no rank."""
     compressor = QSGD(schedule=Budget(3.5, 20), min_size=0)
