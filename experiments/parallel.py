@@ -91,13 +91,15 @@ def plot(rows: list[Row], path: Path) -> None:
     figure, axes = new_figure(
         len(groups), f"MNIST, perceptron 784-4096-10, batch {BATCH_SIZE} in all: mean and range over seeds"
     )
+    for panel in axes[1:]:
+        panel.sharex(axes[0])
+        panel.sharey(axes[0])
     for panel, (number, some) in zip(axes, groups.items()):
         for method, own in by_setting(some, "method").items():
             draw_curve(panel, own, "seconds", "test_accuracy", method, METHODS.index(method))
         panel.set(title=f"{number} rank{'s' * (number > 1)}", xlabel="seconds of training", xscale="log")
-        panel.sharey(axes[0])
     axes[0].set(ylabel="test accuracy")
-    axes[-1].legend(frameon=False, fontsize=8)
+    axes[-1].legend(frameon=False, fontsize=8, loc="upper left")
     save(figure, path)
 
 

@@ -23,7 +23,7 @@ from text_data import load_rows
 
 from experiments import command
 from experiments.bits import WORKERS, convolutional_task
-from experiments.figures import by_setting, draw_curve, mean_and_range, new_figure, save
+from experiments.figures import by_setting, draw_bars, mean_and_range, new_figure, save
 from experiments.runs import Row, run_all
 from experiments.scheduled import ScheduledExchange
 from experiments.training import Task, train
@@ -146,11 +146,12 @@ def plot(last: list[Row], title: str, path: Path) -> None:
             if curve == EXACT:
                 panel.axhline(np.mean([row[column] for row in own]), color="gray", linestyle="--", label=EXACT)
             else:
-                draw_curve(panel, own, "megabits", column, curve, number - 1)
+                draw_bars(panel, own, "megabits", column, curve, number - 1)
         panel.set(xlabel="megabits that a worker sends", xscale="log")
     axes[0].set(ylabel="test accuracy")
     axes[1].set(ylabel="training loss, mean of the last half")
-    axes[0].legend(frameon=False, fontsize=8)
+    labels = axes[0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside right center", frameon=False, fontsize=8)
     save(figure, path)
 
 
