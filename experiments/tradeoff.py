@@ -35,7 +35,7 @@ EXACT, FIXED = "uncompressed", "fixed levels"
 # By method: the levels; or alpha, and bits a coordinate or k.
 SETTINGS = [
     (EXACT, None, None),
-    *[(FIXED, None, levels) for levels in (1, 3, 7, 31)],
+    *[(FIXED, None, levels) for levels in (1, 2, 3, 5, 7, 15, 31)],
     *[("Budget", alpha, bits) for alpha in (1.0, 0.99) for bits in (1.5, 2.5, 3.5)],
     *[("DQSGD", alpha, k) for alpha in (1.0, 0.99) for k in (2, 8, 32)],
 ]
@@ -129,7 +129,8 @@ def curves(last: list[Row]) -> dict[str, list[Row]]:
 
 
 def report(last: list[Row]) -> None:
-    """Each setting at the end."""
+    """Each setting at the end; a schedule's loss also beside that of fixed levels at the same bits."""
+    fixed = by_setting(curves(last)[FIXED], "seed")
     for curve, own in curves(last).items():
         for value, runs in by_setting(own, "value").items():
             accuracy, loss, megabits = (
@@ -137,6 +138,15 @@ def report(last: list[Row]) -> None:
                 for column, form in (("test_accuracy", ".2%"), ("loss", ".4f"), ("megabits", ".4g"))
             )
             print(f"{curve}, {value}: test accuracy {accuracy}; loss {loss}; megabits from a worker {megabits}")
+            if curve not in (EXACT, FIXED):
+                more = [run["loss"] - loss_at(run["megabits"], fixed[run["seed"]]) for run in runs]
+                print(f"    beside fixed levels at the same bits: loss {mean_and_range(more, '+.4f')} more")
+
+
+def loss_at(megabits: float, runs: list[Row]) -> float:
+    """Of a setting between ``runs``, by linear interpolation over the logarithm of the bits."""
+    known = np.log([run["megabits"] for run in runs])
+    return float(np.interp(np.log(megabits), known, [run["loss"] for run in runs]))
 
 
 def plot(last: list[Row], title: str, path: Path) -> None:
