@@ -231,7 +231,7 @@ NP ?= 2
 demo: $(ENV) kernels tensorflow-if-there ## train with and without compression: FRAMEWORK=torch NP=2 ARGS=
 	$(PYTHON) examples/demo.py --framework $(FRAMEWORK) --np $(NP) $(ARGS)
 
-EXPERIMENTS := bucket_sizes effective_floats onebit bits convex variance_reduction
+EXPERIMENTS := bucket_sizes effective_floats onebit bits parallel convex tradeoff variance_reduction
 paper: $(ENV) kernels                ## run the papers' experiments: ARGS='--data-dir DIR --images-dir DIR', ARGS=--quick
 	for e in $(EXPERIMENTS); do $(PYTHON) -m experiments.$$e $(ARGS) || exit 1; done
 

@@ -48,7 +48,8 @@ class OwnImages(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         self.epoch += 1
         seed = self.options.seed, self.epoch
-        self.batches = batches(len(self.images), self.options.batch_size, hvd.rank(), hvd.size(), seed)
+        own_batches = batches(len(self.images), self.options.batch_size, hvd.rank(), hvd.size(), seed)
+        self.batches = own_batches[: self.options.steps_per_epoch]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -47,6 +47,12 @@ def parse_options(description: str | None) -> argparse.Namespace:
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=positive, default=3, metavar="N", help="default: 3")
     training.add_argument(
+        "--steps-per-epoch",
+        type=positive,
+        metavar="N",
+        help="end an epoch, and test, after so many steps (default: when all images were used)",
+    )
+    training.add_argument(
         "--batch-size",
         type=positive,
         default=256,

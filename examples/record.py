@@ -43,6 +43,7 @@ class Record:
             "batch_size": options.batch_size,
             "loss": [],  # of each step, the mean of all ranks
             "test_accuracy": [],  # after each epoch
+            "seconds": [],  # of training, until then
             "seconds_training": 0.0,
         }
 
@@ -79,6 +80,7 @@ class Record:
         """The ranks' mean losses, and the test accuracy."""
         self.values["loss"] += losses
         self.values["test_accuracy"].append(accuracy)
+        self.values["seconds"].append(self.values["seconds_training"])
         mean = sum(losses) / len(losses)
         self.say(
             f"epoch {self._epoch}/{self._options.epochs}: training loss {mean:.3f}, "

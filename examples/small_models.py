@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mnist_data import CLASSES, PIXELS, load_mnist
-from text_data import load_words
+from text_data import load_rows
 from torch import nn
 
 VOCABULARY, CONTEXT, WIDTH = 8192, 64, 128
@@ -29,16 +29,16 @@ class Task(NamedTuple):
 class Transformer(nn.Module):
     """Predicts each next word of a text: two blocks, embedding and output apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: int = VOCABULARY, context: int = CONTEXT, width: int = WIDTH) -> None:
         super().__init__()
         block = nn.TransformerEncoderLayer(
-            WIDTH, nhead=4, dim_feedforward=4 * WIDTH, dropout=0, activation="gelu", batch_first=True, norm_first=True
+            width, nhead=4, dim_feedforward=4 * width, dropout=0, activation="gelu", batch_first=True, norm_first=True
         )
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.position = nn.Embedding(CONTEXT, WIDTH)
-        self.blocks = nn.TransformerEncoder(block, num_layers=2, norm=nn.LayerNorm(WIDTH), enable_nested_tensor=False)
-        self.output = nn.Linear(WIDTH, VOCABULARY, bias=False)
-        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(CONTEXT), persistent=False)
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.position = nn.Embedding(context, width)
+        self.blocks = nn.TransformerEncoder(block, num_layers=2, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        self.output = nn.Linear(width, vocabulary, bias=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(context), persistent=False)
 
     def forward(self, words: torch.Tensor) -> Any:
         return self.output(self.blocks(self.embedding(words) + self.position.weight, mask=self.mask, is_causal=True))
@@ -70,8 +70,7 @@ def convolutional(options: argparse.Namespace) -> Task:
 
 def transformer(options: argparse.Namespace) -> Task:
     """2.5 M parameters on English text, 32 rows of 64 words a step."""
-    words = torch.from_numpy(load_words(VOCABULARY))[: QUICK_WORDS if options.quick else None]
-    rows = words[: len(words) // (CONTEXT + 1) * (CONTEXT + 1)].reshape(-1, CONTEXT + 1)
+    rows = torch.from_numpy(load_rows(VOCABULARY, CONTEXT + 1, QUICK_WORDS if options.quick else None))
     model = Transformer()
     return Task(model, torch.optim.Adam(model.parameters()), rows[:, :-1], rows[:, 1:], 32, (0, 1))
 

@@ -86,7 +86,7 @@ def train(options: argparse.Namespace) -> None:
     record = Record("tensorflow", options, hvd.rank(), hvd.size())
     for epoch in range(options.epochs):
         own_batches = batches(len(train_images), options.batch_size, hvd.rank(), hvd.size(), (options.seed, epoch))
-        for batch in record.steps(own_batches):
+        for batch in record.steps(own_batches[: options.steps_per_epoch]):
             record.add_loss(float(train_step(train_images[batch], train_labels[batch])))
         record.end_epoch(mean_over_ranks(record.epoch_losses), accuracy(model, test_images, test_labels))
 

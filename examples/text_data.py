@@ -32,3 +32,9 @@ def load_words(vocabulary: int) -> NDArray[np.int64]:
     frequent = collections.Counter(words).most_common(vocabulary - 1)
     numbers = {word: number for number, (word, _) in enumerate(frequent, 1)}
     return np.array([numbers.get(word, 0) for word in words], np.int64)
+
+
+def load_rows(vocabulary: int, length: int, words: int | None = None) -> NDArray[np.int64]:
+    """The same, all or the first so many, in rows of ``length``."""
+    text = load_words(vocabulary)[:words]
+    return text[: len(text) // length * length].reshape(-1, length)

@@ -65,7 +65,7 @@ def train(options: argparse.Namespace) -> None:
     record = Record("torch", options, hvd.rank(), hvd.size())
     for epoch in range(options.epochs):
         own_batches = batches(len(train_images), options.batch_size, hvd.rank(), hvd.size(), (options.seed, epoch))
-        for batch in record.steps(own_batches):
+        for batch in record.steps(own_batches[: options.steps_per_epoch]):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(train_images[batch]), train_labels[batch])
             loss.backward()
@@ -82,8 +82,8 @@ def train(options: argparse.Namespace) -> None:
 def main() -> None:
     options = parse_options(__doc__)
     hvd.init()
-    # Ranks on one machine share its processors.
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // hvd.local_size()))
+    if "OMP_NUM_THREADS" not in os.environ:  # ranks on one machine share its processors
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // hvd.local_size()))
     try:
         train(options)
     except (DataError, QSGDError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ class Images(NamedTuple):
     test_labels: torch.Tensor
 
 
+@functools.lru_cache(maxsize=1)  # all runs of an experiment have the same
 def load_images(data_dir: Path | None, train_images: int | None = None, test_images: int | None = None) -> Images:
     """The data set in ``data_dir`` (default: MNIST from its package), or the first so many images of it.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments.runs import Row
 from hvd_qsgd.plot import COLORS
@@ -34,6 +36,24 @@ def draw_curve(axes: Any, rows: Sequence[Row], x: str, y: str, label: str, numbe
     axes.fill_between(at, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
 
 
+def draw_bars(axes: Any, rows: Sequence[Row], x: str, y: str, label: str, number: int) -> None:
+    """The same with a bar at each point for the range, where bands would hide each other."""
+    values = over_seeds(rows, y)
+    mean = values.mean(axis=0)
+    axes.errorbar(
+        over_seeds(rows, x).mean(axis=0),
+        mean,
+        yerr=(mean - values.min(axis=0), values.max(axis=0) - mean),
+        color=COLORS[number % len(COLORS)],
+        label=label,
+        linewidth=1.5,
+        elinewidth=0.7,
+        marker="o",
+        markersize=4,
+        capsize=2,
+    )
+
+
 def mean_and_range(values: Sequence[float], form: str) -> str:
     """The mean, and in brackets the least and the greatest."""
     return f"{np.mean(values):{form}} ({min(values):{form}} … {max(values):{form}})"
@@ -53,5 +73,7 @@ def new_figure(panels: int, title: str) -> tuple[Figure, Sequence[Any]]:
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG file, small enough for the documentation."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80, format="png")
+    with io.BytesIO() as drawn:
+        figure.savefig(drawn, dpi=80, format="png")
+        Image.open(drawn).convert("RGB").quantize(256).save(path, format="png", optimize=True)
     print(f"plot: {path}")

@@ -27,9 +27,14 @@ class ScheduledExchange(Exchange):
         super().__init__({}, seed)
         self._how = how
         self._controller = Controller(Quantization.create(schedule=schedule, **how))
+        self._step, self._tensors = 0, 0  # under way, and its tensors so far
 
     def mean(self, arrays: Sequence[Array], *, step: int, tensor: int) -> Array:
-        """As without a schedule; a step has one tensor."""
+        """As without a schedule. Steps come in order, and each has the same tensors."""
+        if step != self._step:
+            self._controller.settle(self._tensors)
+            self._step, self._tensors = step, 0
+        self._tensors += 1
         name, count, before = str(tensor), arrays[0].size, self.bits_sent
         levels = self._controller.quantization(name, count).levels
         self.quantization = {"levels": levels, **self._how}
@@ -37,5 +42,4 @@ class ScheduledExchange(Exchange):
         squared_norm = sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays) / len(arrays)
         bits = round((self.bits_sent - before) * len(arrays))
         self._controller.arrived(name, Arrival(count, levels, squared_norm, bits, len(arrays)))
-        self._controller.settle(1)
         return mean
