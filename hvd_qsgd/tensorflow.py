@@ -166,12 +166,15 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             gradient = _clipped(gradient, self._options.clip)
         number, ticket = self._number()
         about = self._about(number)
+        device = "cpu" if self._residuals is not None else tensorflow_ops.device_beside(gradient)
         with tf.device("cpu"):
             shape = tf.shape(gradient, out_type=tf.int64)
             step = self._step(about["tensor_name"])
-            frame, link = self._encode(gradient, step, about)
+            settings = self._settings.read_value()
+        with tf.device(device):
+            frame, link = self._encode(gradient, settings, step, about)
             token = self._ops.qsgd_token(frame, shape, T=self._wire(tensor.dtype), name=self._reduced_name(), **about)
-        return token, _OnItsWay(tensor.shape, tensor.dtype, about, frame, link, step, shape, ticket)
+        return token, _OnItsWay(tensor.shape, tensor.dtype, device, about, frame, link, step, shape, ticket)
 
     @Method
     @_plain_python
@@ -184,7 +187,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         if ctx.ticket is not None:
             ctx.ticket.close()
         about = {"T": self._wire(ctx.dtype), **ctx.about}
-        with tf.device("cpu"):
+        with tf.device(ctx.device):
             # No rank sends its frame before it has the token, which tells whether all of them will.
             frame, factor = self._ops.qsgd_accept(ctx.frame, tensor, ctx.step, ctx.shape, **about)
             frames = self._gather(frame, about["operation"])
@@ -262,8 +265,9 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         """What travels; with error feedback float32, whatever comes."""
         return WIRE_DTYPES[dtype] if self._residuals is None else tf.float32
 
-    def _encode(self, gradient: Tensor, step: Tensor, about: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        settings = self._settings.read_value()
+    def _encode(
+        self, gradient: Tensor, settings: Tensor, step: Tensor, about: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         if self._residuals is None:
             return self._ops.qsgd_encode(gradient, settings, step, **about)  # type: ignore[no-any-return]
         residual = self._residuals.of(about["tensor_name"], gradient.shape, about["rank"])
@@ -385,6 +389,7 @@ class _OnItsWay(NamedTuple):
 
     static_shape: tf.TensorShape
     dtype: tf.DType
+    device: str | None  # of the ops; None: TensorFlow chooses
     about: dict[str, Any]
     frame: Tensor
     link: Tensor

@@ -8,9 +8,7 @@ when its own frames have arrived: by then the sum is long done.
 
 from __future__ import annotations
 
-import functools
 import time
-import warnings
 from collections import deque
 from typing import Any, NamedTuple
 
@@ -86,7 +84,7 @@ class CudaPath:
         plain = quantization.dither == "nonsubtractive" and options.clip is None
         if not kernels_can or not plain or options.error_feedback or options.measure_error:
             return False
-        return _have_kernels()
+        return native_cuda.available()
 
     def start(self, ticket: Ticket, tensor: Tensor) -> _Gathering:
         """Encode the gradient and start gathering the frames: what to wait for."""
@@ -177,14 +175,3 @@ def _explained(wrong: _Sum) -> str:
         f"{wrong.what} from rank {verdict.bad_frame} {native.status_text(verdict.status)}. A GPU finds that "
         "late, and has made the sum NaN on this rank: the weights may be spoilt, so go back to a checkpoint"
     )
-
-
-@functools.cache
-def _have_kernels() -> bool:
-    """Whether the CUDA kernels can be loaded; else says so, once."""
-    try:
-        native_cuda.library()
-    except QSGDError as error:
-        warnings.warn(f"gradients are copied to the CPU to be compressed, which is slow: {error}", stacklevel=2)
-        return False
-    return True

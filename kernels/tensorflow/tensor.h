@@ -21,10 +21,25 @@ To narrow(int64_t value) {
     return static_cast<int64_t>(static_cast<To>(value)) == value ? static_cast<To>(value) : To{0};
 }
 
-// The ops' attributes.
-class TensorOp : public tensorflow::OpKernel {
+// The shape that an input describes.
+inline tensorflow::Status shape_of(const tensorflow::Tensor& described, tensorflow::TensorShape& shape) {
+    return tensorflow::tensor::MakeShape(described, &shape);
+}
+
+// In the host's memory, whatever device the op runs on.
+inline tensorflow::Status allocate_on_host(tensorflow::OpKernelContext* context, tensorflow::DataType type,
+                                           const tensorflow::TensorShape& shape, tensorflow::Tensor* tensor) {
+    tensorflow::AllocatorAttributes where;
+    where.set_on_host(true);
+    where.set_gpu_compatible(true);
+    return context->allocate_temp(type, shape, tensor, where);
+}
+
+// The ops' attributes, and what they do alike. `Kernel` is TensorFlow's class: synchronous or not.
+template <class Kernel>
+class TensorKernel : public Kernel {
   public:
-    explicit TensorOp(tensorflow::OpKernelConstruction* construction) : OpKernel(construction) {
+    explicit TensorKernel(tensorflow::OpKernelConstruction* construction) : Kernel(construction) {
         OP_REQUIRES(
             construction, qsgd_abi_version() == QSGD_ABI_VERSION,
             tensorflow::errors::FailedPrecondition(
@@ -71,9 +86,26 @@ class TensorOp : public tensorflow::OpKernel {
                ", step " + std::to_string(expected.step) + ")";
     }
 
+    // Sums frames that lie in the host's memory, or says what is wrong with them.
+    tensorflow::Status decode_sum(const tensorflow::Tensor& frames, const qsgd_expectation& expected,
+                                  float factor, void* sum) const {
+        const auto bytes = static_cast<uint64_t>(frames.tensor_data().size());
+        uint32_t bad_frame = 0;
+        const int status =
+            qsgd_decode_sum(frames.data(), bytes, size_, &expected, factor, sum, threads_, &bad_frame);
+        if (status == QSGD_OK) return tensorflow::OkStatus();
+        char text[QSGD_MAX_EXPLANATION];
+        qsgd_explain(status, frames.data(), bytes, bad_frame, &expected, what(expected).c_str(), text,
+                     sizeof text);
+        return tensorflow::errors::InvalidArgument(text);
+    }
+
     std::string operation_, name_;
     uint32_t dtype_, tensor_, rank_, size_, threads_;
     Counters* counters_;
 };
+
+using TensorOp = TensorKernel<tensorflow::OpKernel>;
+using AsyncTensorOp = TensorKernel<tensorflow::AsyncOpKernel>;
 
 }  // namespace qsgd_tensorflow

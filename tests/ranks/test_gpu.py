@@ -11,7 +11,7 @@ import ranktools as rt
 import torch
 from pretended_gpu import EMULATED, Event, pretend
 
-from hvd_qsgd import native, native_cuda, torch_cuda
+from hvd_qsgd import native, native_cuda
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.torch import QSGD
 
@@ -40,7 +40,7 @@ def other_libraries_afterwards() -> Iterator[None]:
         pytest.skip("the emulated CUDA kernels are not there: make cuda-emulated")
     yield
     native_cuda.library.cache_clear()
-    torch_cuda._have_kernels.cache_clear()
+    native_cuda.available.cache_clear()
 
 
 def tensors(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[torch.Tensor]:
