@@ -28,7 +28,8 @@ from tensorflow.python.ops import control_flow_util
 
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.residuals import KEY
-from hvd_qsgd.tensorflow import QSGD, NumbersOfGraphs  # says what is missing, if Horovod is
+from hvd_qsgd.tensorflow import QSGD  # says what is missing, if Horovod is
+from hvd_qsgd.tensorflow_names import NumbersOfGraphs
 
 # isort: split
 import horovod.tensorflow as hvd

@@ -71,7 +71,8 @@ class Progress:
 
     def after(self, arrivals: Mapping[str, Arrival], wanted: float | None, by_tensor: bool) -> Progress:
         """After a step in which these tensors, by name, arrived, with codes of ``wanted`` width on average."""
-        each = [arrivals[name] for name in sorted(arrivals)]  # in the same order on all ranks
+        arrivals = dict(sorted(arrivals.items()))  # in the same order on all ranks
+        each = list(arrivals.values())
         coordinates = sum(arrival.elements * arrival.ranks for arrival in each)
         if not coordinates:  # the step was given up, or nothing was compressed
             return dataclasses.replace(self, step=self.step + 1)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-import re
-import weakref
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
-import numpy as np
 import tensorflow as tf
 
 try:
@@ -19,31 +15,21 @@ except ImportError as _error:
         "hvd_qsgd.tensorflow needs Horovod built for TensorFlow, which cannot be imported here: see README.md"
     ) from _error
 
-from hvd_qsgd import frames, native, presets, residuals, tensorflow_ops, wire
-from hvd_qsgd.checks import whole_number
+from hvd_qsgd import presets, residuals, tensorflow_ops, tensorflow_settings, tensorflow_steps
 from hvd_qsgd.compressor import STATE_VERSION, Options, read_state
-from hvd_qsgd.config import (
-    AUTO,
-    DEFAULT,
-    DEFAULT_MIN_SIZE,
-    SQRT,
-    BucketSize,
-    Levels,
-    Quantization,
-    most_levels,
-)
+from hvd_qsgd.config import DEFAULT, DEFAULT_MIN_SIZE, BucketSize, Levels, Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.methods import Method
+from hvd_qsgd.progress import Progress
+from hvd_qsgd.schedule import Schedule
 from hvd_qsgd.selection import Predicate, make_skip
 from hvd_qsgd.stats import Stats
-from hvd_qsgd.steps import STEPS, Steps, Ticket, operation_prefix, tensor_id
+from hvd_qsgd.tensorflow_names import Names, Runs
 from hvd_qsgd.tensorflow_residuals import Residuals
+from hvd_qsgd.tensorflow_schedule import Scheduled
+from hvd_qsgd.tensorflow_steps import StepsOfTensors
+from hvd_qsgd.tensorflow_tensors import WIRE_DTYPES, OnItsWay, Tensor, clipped
 from hvd_qsgd.transport.horovod import membership
-
-Tensor = Any  # tf.Tensor, to type checkers
-
-# What a gradient is encoded as; float64 travels as float32.
-WIRE_DTYPES = {tf.float32: tf.float32, tf.float16: tf.float16, tf.bfloat16: tf.bfloat16, tf.float64: tf.float32}
 
 _ids = itertools.count()
 
@@ -77,6 +63,9 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             of each value, and the means of either sign in a bucket, to which no other argument but bucket_size applies.
         dither: "nonsubtractive"; or "subtractive", with codec "packed" or "ternary": receivers subtract the random
             numbers that were added before rounding. About half of the variance for the same bits, for zeros as well.
+        schedule: decides the levels instead, in each step: ``hvd_qsgd.schedule.Budget(bits_per_coordinate=2.5,
+            steps=1000)``, ``DQSGD``, ``Piecewise`` or ``Constant``. The same on all ranks. A step is one run of the
+            function, or of the body of the loop, that reduces gradients.
         min_size: gradients with fewer elements, and one-dimensional ones, are reduced uncompressed; 0 compresses all.
             A gradient whose static shape does not tell is compressed.
         skip: a function (None, gradient) -> bool, called while a function is traced: reduced uncompressed.
@@ -109,6 +98,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         norm: str | None = None,
         codec: str | None = None,
         dither: str = "nonsubtractive",
+        schedule: Schedule | None = None,
         min_size: int = DEFAULT_MIN_SIZE,
         skip: Predicate | None = None,
         seed: int = 0,
@@ -118,7 +108,7 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         clip: float | None = None,
     ) -> None:
         super().__init__()
-        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither)
+        quantization = Quantization.create(bits, levels, variance, bucket_size, norm, codec, dither, schedule)
         self._options = Options(min_size, seed, name, error_feedback=error_feedback, clip=clip)
         if skip is not None and not callable(skip):
             raise QSGDError(f"skip={skip!r} is not a function: TensorFlow's gradients have no names to match")
@@ -128,11 +118,11 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         self._process_set = process_set
         self._ops = tensorflow_ops.library()  # if it cannot be loaded, say so before other ranks wait for this one
         self._id = next(_ids)
-        self._prefix: str | None = None
-        self._traced, self._reduced = NumbersOfGraphs(), NumbersOfGraphs()
-        self._eager = Steps()
-        self._settings = tensorflow_ops.variable(_settings(quantization, seed), tf.int64)
-        self._next_steps: dict[str, Any] = {}  # tensor -> the step that it belongs to next
+        self._names = Names(name, process_set, self._id)
+        self._settings = tensorflow_ops.variable(tensorflow_settings.row(quantization, seed), tf.int64)
+        self._steps, self._runs = StepsOfTensors(), Runs()
+        self._scheduled = Scheduled(self._id)
+        self._scheduled.use(quantization)
         self._residuals = Residuals() if error_feedback else None
 
     @classmethod
@@ -146,8 +136,8 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
     @property
     def levels(self) -> Levels:
-        """Levels on either side of zero, as of the next gradient, or "sqrt"; None with ``variance``."""
-        return self._quantization().levels
+        """Levels on either side of zero, as of the next gradient, or "sqrt"; None if they differ by tensor."""
+        return self._scheduled.levels or self._quantization().levels
 
     def __repr__(self) -> str:
         return f"QSGD({self._quantization()})"
@@ -163,18 +153,19 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             return self._carry(tensor)
         gradient = tf.cast(tensor, WIRE_DTYPES[tensor.dtype])
         if self._options.clip is not None:
-            gradient = _clipped(gradient, self._options.clip)
-        number, ticket = self._number()
-        about = self._about(number)
-        device = "cpu" if self._residuals is not None else tensorflow_ops.device_beside(gradient)
+            gradient = clipped(gradient, self._options.clip)
+        number, ticket = self._names.number()
+        about = self._names.about(number)
+        device = tensorflow_ops.device_beside(gradient) if self._residuals is None else "cpu"
         with tf.device("cpu"):
             shape = tf.shape(gradient, out_type=tf.int64)
-            step = self._step(about["tensor_name"])
+            step = self._steps.take(about["tensor_name"])
+            run = self._runs.current(number)
             settings = self._settings.read_value()
         with tf.device(device):
-            frame, link = self._encode(gradient, settings, step, about)
-            token = self._ops.qsgd_token(frame, shape, T=self._wire(tensor.dtype), name=self._reduced_name(), **about)
-        return token, _OnItsWay(tensor.shape, tensor.dtype, device, about, frame, link, step, shape, ticket)
+            frame, link = self._encode(gradient, (settings, step, run), about)
+            token = self._ops.qsgd_token(frame, shape, T=self._wire(tensor.dtype), name=self._names.reduced(), **about)
+        return token, OnItsWay(tensor.shape, tensor.dtype, device, about, frame, link, step, run, shape, ticket)
 
     @Method
     @_plain_python
@@ -191,17 +182,18 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             # No rank sends its frame before it has the token, which tells whether all of them will.
             frame, factor = self._ops.qsgd_accept(ctx.frame, tensor, ctx.step, ctx.shape, **about)
             frames = self._gather(frame, about["operation"])
-            result = self._ops.qsgd_decode_sum(frames, factor, ctx.step, ctx.shape, ctx.link, **about)
+            result = self._ops.qsgd_decode_sum(frames, factor, ctx.step, ctx.shape, ctx.link, ctx.run, **about)
+        self._steps.end(about["tensor_name"], result)
         result.set_shape(ctx.static_shape)
         return tf.cast(result, ctx.dtype)
 
     @Method
     def change(self, **changes: Any) -> None:
-        """Change any of the arguments from ``bits`` to ``dither``; nothing is traced again.
+        """Change any of the arguments from ``bits`` to ``schedule``, between steps; nothing is traced again.
 
-        Ranks may differ in these for a while: frames say how they were made.
+        Ranks may differ in these for a while, but not in a schedule: frames say how they were made.
         """
-        self._set(self._quantization().changed(**changes), self._seed())
+        self._use(self._quantization().changed(**changes), self._seed())
 
     @Method
     def stats(self) -> Stats:
@@ -222,9 +214,8 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
 
         With error feedback also copies of this rank's residuals, as arrays: each rank saves its own.
         """
-        with tf.init_scope():
-            steps = {name: int(step) % STEPS for name, step in self._next_steps.items()}
-        state = {"version": STATE_VERSION, "steps": steps, "seed": self._seed(), **self._quantization().saved()}
+        kept = {"version": STATE_VERSION, "steps": self._steps.state(), "seed": self._seed()}
+        state = {**kept, **self._quantization().saved(), **self._scheduled.state()}
         return state if self._residuals is None else {**state, residuals.KEY: self._residuals.state()}
 
     @Method
@@ -234,23 +225,19 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         A rank that loads another's residuals, or a state without them, begins with zeros.
         """
         saved, steps = read_state(state, "steps")
-        if not isinstance(steps, dict):
-            raise QSGDError(f"steps={steps!r} is not a step for each tensor; pass what state_dict() returned")
-        checked = {str(name): whole_number(f"step of {name}", step, 0, STEPS - 1) for name, step in steps.items()}
+        checked = tensorflow_steps.read_state(steps)
         owner, arrays = residuals.read_state(state, self._residuals is not None)
         if self._residuals is not None:
             self._residuals.load(owner, arrays)
             if hvd.is_initialized():
                 self._residuals.belong_to(membership(hvd, self._process_set)[0])
-        self._set(saved.quantization, saved.seed)
-        with tf.init_scope():
-            for name in {*self._next_steps, *checked}:
-                self._counter(name).assign(checked.get(name, 0))
+        self._use(saved.quantization, saved.seed, saved.past)
+        self._steps.load(checked)
 
     def expect(self, gradients: int) -> None:
         """Have a step for so many gradients already: a checkpoint that waits to restore them does so now."""
         for number in range(gradients):
-            self._counter(f"#{number}")
+            self._steps.counter(f"#{number}")
 
     def _wants(self, tensor: Tensor) -> bool:
         """Whether to compress; what the static shape does not tell is taken to be large."""
@@ -266,143 +253,35 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         return WIRE_DTYPES[dtype] if self._residuals is None else tf.float32
 
     def _encode(
-        self, gradient: Tensor, settings: Tensor, step: Tensor, about: dict[str, Any]
+        self, gradient: Tensor, settings_step_run: tuple[Tensor, ...], about: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         if self._residuals is None:
-            return self._ops.qsgd_encode(gradient, settings, step, **about)  # type: ignore[no-any-return]
+            return self._ops.qsgd_encode(gradient, *settings_step_run, **about)  # type: ignore[no-any-return]
         residual = self._residuals.of(about["tensor_name"], gradient.shape, about["rank"])
         return self._ops.qsgd_encode_residual(  # type: ignore[no-any-return]
-            gradient, settings, step, residual.handle, **about
+            gradient, *settings_step_run, residual.handle, **about
         )
-
-    def _number(self) -> tuple[int, Ticket | None]:
-        """Which gradient this is: of the outermost function that is being traced, or of the step in eager mode."""
-        return self._eager.take() if tf.executing_eagerly() else (self._traced.take(_outermost_function()), None)
-
-    def _reduced_name(self) -> str | None:
-        """Of the tensor that Horovod reduces, after which it names the operation in a graph.
-
-        The same on all ranks whether they compress the tensor or not, so that Horovod tells those that disagree.
-        """
-        if tf.executing_eagerly():
-            return None
-        return f"{self._operation(self._reduced.take(_outermost_function()))}.reduced"
 
     def _carry(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """An uncompressed tensor; bfloat16 as float32, since Horovod cannot reduce it."""
         wide = tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor
-        return tf.identity(wide, name=self._reduced_name()), tensor.dtype if wide is not tensor else None
-
-    def _about(self, number: int) -> dict[str, Any]:
-        """The attributes that the ops have in common."""
-        if int(os.environ.get("HOROVOD_ELASTIC") or 0):
-            raise QSGDError("QSGD does not support Horovod's elastic mode in TensorFlow: the number of ranks is fixed")
-        rank, size, _ = membership(hvd, self._process_set)
-        return {
-            "tensor": tensor_id(self._options.name or "", f"#{number}"),
-            "operation": self._operation(number),
-            "tensor_name": f"#{number}",
-            "rank": rank,
-            "size": size,
-            "threads": native.default_threads(),
-            "counters": self._id,
-        }
-
-    def _operation(self, number: int) -> str:
-        if self._prefix is None:
-            *_, group = membership(hvd, self._process_set)
-            self._prefix = operation_prefix(self, self._options.name, group)
-        return re.sub(r"[^A-Za-z0-9_.]", "_", f"{self._prefix}.{number}")  # as TensorFlow takes it
+        return tf.identity(wide, name=self._names.reduced()), tensor.dtype if wide is not tensor else None
 
     def _gather(self, frame: Tensor, operation: str) -> Tensor:
         """The words of all ranks' frames. The operation's name is the same on all ranks and in every trace."""
         return hvd.allgather(frame, name=operation, ignore_name_scope=True, process_set=self._process_set)
 
-    def _step(self, name: str) -> Tensor:
-        """The step that the tensor belongs to, advanced by each run of the graph."""
-        with tf.init_scope():  # a second trace must not make variables
-            counter = self._counter(name)
-        return tf.bitwise.bitwise_and(counter.assign_add(1) - 1, STEPS - 1)
-
-    def _counter(self, name: str) -> Any:
-        if name not in self._next_steps:
-            self._next_steps[name] = tensorflow_ops.variable(
-                0, tf.int64
-            )  # which a checkpoint may have waited to restore
-        return self._next_steps[name]
-
-    def _set(self, quantization: Quantization, seed: int) -> None:
-        if quantization.schedule is not None:
-            raise QSGDError(
-                "a schedule decides between the steps of Python, and a TensorFlow graph has none: schedules are for "
-                "PyTorch; call change(levels=...) between the calls of a tf.function instead"
-            )
+    def _use(self, quantization: Quantization, seed: int, past: Progress | None = None) -> None:
+        self._scheduled.use(quantization, past)
         with tf.init_scope():
-            self._settings.assign(_settings(quantization, seed))
+            self._settings.assign(tensorflow_settings.row(quantization, seed))
 
     def _quantization(self) -> Quantization:
+        if self._scheduled.quantization is not None:
+            return self._scheduled.quantization
         with tf.init_scope():
-            levels, bucket_size, norm, codec, variance, flags, _ = self._settings.numpy()
-        wanted = float(variance.view(np.float64)) or None
-        name = AUTO if codec == native.CODEC_AUTO else wire.CODEC_NAMES[int(codec)]
-        levels = None if wanted else SQRT if levels < 0 else int(levels)
-        dither = wire.DITHER_NAMES[int(flags)]
-        return Quantization(levels, int(bucket_size) or None, wire.NORM_NAMES[int(norm)], name, wanted, dither)
+            return tensorflow_settings.read(self._settings.numpy())
 
     def _seed(self) -> int:
         with tf.init_scope():
-            return int(self._settings.numpy()[-1]) % 2**64
-
-
-class NumbersOfGraphs:
-    """Counts what is traced into each graph."""
-
-    def __init__(self) -> None:
-        self._next: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-
-    def take(self, graph: Any) -> int:
-        """The graph's next number."""
-        number = self._next.get(graph, 0)
-        self._next[graph] = number + 1
-        return number
-
-
-def _clipped(gradient: Tensor, deviations: float) -> Tensor:
-    """Values limited to so many standard deviations; equal ones, which deviate by nothing, stay."""
-    limit = deviations * tf.math.reduce_std(tf.cast(gradient, tf.float64))
-    limit = tf.cast(tf.where(limit > 0, limit, gradient.dtype.max), gradient.dtype)
-    return tf.clip_by_value(gradient, -limit, limit)
-
-
-def _outermost_function() -> Any:
-    """The graph of the outermost function that is being traced."""
-    graph = tf.compat.v1.get_default_graph()
-    while hasattr(getattr(graph, "outer_graph", None), "outer_graph"):  # branches and functions within a function
-        graph = graph.outer_graph
-    if not hasattr(graph, "outer_graph"):
-        raise QSGDError("QSGD works in eager mode and in tf.function, not in TensorFlow 1's graphs and sessions")
-    return graph
-
-
-class _OnItsWay(NamedTuple):
-    """A gradient between ``compress`` and ``decompress``."""
-
-    static_shape: tf.TensorShape
-    dtype: tf.DType
-    device: str | None  # of the ops; None: TensorFlow chooses
-    about: dict[str, Any]
-    frame: Tensor
-    link: Tensor
-    step: Tensor
-    shape: Tensor
-    ticket: Ticket | None
-
-
-def _settings(quantization: Quantization, seed: int) -> list[int]:
-    """As QsgdEncode takes them (``kernels/tensorflow/tensor.h``); bits of what is no signed number."""
-    q = quantization
-    variance, bits_of_seed = np.float64(q.variance or 0).view(np.int64), np.uint64(seed).view(np.int64)
-    flags = wire.DITHERS[q.dither]
-    kinds = [wire.NORM_IDS[q.norm], frames.codec_id(q.codec), int(variance), flags]
-    levels = q.levels if isinstance(q.levels, int) else most_levels(q.codec) * (-1 if q.levels == SQRT else 1)
-    return [levels, q.bucket_size or 0, *kinds, int(bits_of_seed)]
+            return tensorflow_settings.read_seed(self._settings.numpy())

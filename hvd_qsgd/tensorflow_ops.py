@@ -52,9 +52,15 @@ def _on_gpus() -> bool:
     """Whether there is a GPU and the CUDA kernels for it, which the ops then have; warns where only those lack."""
     if not tf.config.list_physical_devices("GPU") or not native_cuda.available():
         return False
-    load = ctypes.CDLL(str(path())).qsgd_tensorflow_load_cuda
+    load = native_library().qsgd_tensorflow_load_cuda
     load.argtypes, load.restype = (ctypes.c_char_p,), c_int
     return bool(load(native_cuda.path().encode()))
+
+
+@functools.cache
+def native_library() -> ctypes.CDLL:
+    """The same library's functions that are no ops."""
+    return ctypes.CDLL(str(path()))
 
 
 def variable(value: Any, dtype: tf.DType) -> Any:
@@ -73,7 +79,7 @@ def _no_gradient(op: Any, gradient: Any) -> NoReturn:
 
 def read_counters(compressor: int, reset: bool = False) -> Stats:
     """What compressor number ``compressor`` has done since it was made, or reset."""
-    read = ctypes.CDLL(str(path())).qsgd_tensorflow_counters
+    read = native_library().qsgd_tensorflow_counters
     read.argtypes, read.restype = (c_int64, ctypes.POINTER(c_uint64), c_int), None
     values = (c_uint64 * COUNTERS)()
     read(compressor, values, reset)

@@ -48,7 +48,8 @@ def test_every_module_is_accounted_for() -> None:
     found = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py")}
     found = {name.removesuffix(".__init__") for name in found} - {"__init__"}
     torch = {"torch", "qsvrg", "torch_cpu", "torch_cuda", "torch_streams", "torch_tensors", "torch_transport"}
-    tensorflow = {"tensorflow", "tensorflow_ops", "tensorflow_residuals", "keras"}
+    parts = ("names", "ops", "residuals", "schedule", "settings", "steps", "tensors")
+    tensorflow = {"tensorflow", *(f"tensorflow_{part}" for part in parts), "keras"}
     assert found - torch - tensorflow == set(FREE_OF_FRAMEWORKS)
 
 

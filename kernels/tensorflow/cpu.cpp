@@ -7,7 +7,7 @@
 namespace qsgd_tensorflow {
 namespace {
 
-// Error feedback: the residual, input 3, is a variable that is changed where it lies.
+// Error feedback: the residual, input 4, is a variable that is changed where it lies.
 class EncodeResidual : public Encode {
   public:
     using Encode::Encode;
@@ -17,7 +17,7 @@ class EncodeResidual : public Encode {
                                 Tensor& frame) override {
         tensorflow::core::RefCountPtr<tensorflow::Var> variable;
         const auto found =
-            tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, 3), &variable);
+            tensorflow::LookupResource(context, tensorflow::HandleFromInput(context, 4), &variable);
         if (!found.ok()) return std::string(found.message());
         const tensorflow::mutex_lock lock(*variable->mu());
         Tensor& residual = *variable->tensor();
@@ -50,6 +50,7 @@ class DecodeSum : public TensorOp {
         Tensor* sum = nullptr;
         OP_REQUIRES_OK(context, context->allocate_output(0, shape, &sum));
         OP_REQUIRES_OK(context, decode_sum(context->input(0), expected, factor, sum->data()));
+        OP_REQUIRES_OK(context, tell_schedule(context->input(0), expected, run_of(context->input(5))));
         counters_->add(kBytesGathered, context->input(0).tensor_data().size());
     }
 };

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "tensorflow/schedule.h"
 #include "tensorflow/tensor.h"
 
 namespace qsgd_tensorflow {
@@ -27,7 +28,11 @@ class Encode : public TensorOp {
         qsgd_spec spec = spec_of(gradient, context->input(1), step_of(context->input(2)));
         Tensor frame;
         const uint64_t last = history_.frame_bytes;
-        const std::string problem = encode_gradient(context, spec, gradient, frame);
+        if (context->input(1).flat<int64_t>()(kForgetful)) history_ = {};
+        const bool scheduled = context->input(1).flat<int64_t>()(kLevels) == 0;
+        if (scheduled) spec.levels = decide(spec, run_of(context->input(3)));
+        const std::string problem =
+            scheduled && !spec.levels ? kTwoSteps : encode_gradient(context, spec, gradient, frame);
         if (!problem.empty()) OP_REQUIRES_OK(context, error_frame(context, spec, problem, frame));
         count(gradient, frame, last);
         context->set_output(0, frame);
@@ -99,6 +104,10 @@ class Encode : public TensorOp {
         const std::vector<uint64_t> shape(sizes.begin(), sizes.end());
         spec.columns = qsgd_columns(shape.data(), static_cast<uint32_t>(shape.size()));
         return spec;
+    }
+
+    uint32_t decide(const qsgd_spec& spec, int64_t run) const {
+        return scheduler.decide ? scheduler.decide(compressor_, name_.c_str(), spec.count, run) : 0;
     }
 
     static uint32_t levels_of(int64_t setting, uint64_t elements) {

@@ -107,13 +107,14 @@ class DecodeSumOnGpu : public AsyncTensorOp {
         OP_REQUIRES_OK_ASYNC(context, enqueue(context, expected, sum->data(), *verdict), done);
         const auto read = [this, context, expected, sum, verdict, done](const Status& copied) {
             OP_REQUIRES_OK_ASYNC(context, copied, done);
-            if (verdict->on_host.flat<int32_t>()(0) == QSGD_OK) return done();
+            const bool summed = verdict->on_host.flat<int32_t>()(0) == QSGD_OK;
+            if (summed && !scheduler.arrived) return done();
             // Not in this thread, which copies for others, too.
-            context->device()->tensorflow_cpu_worker_threads()->workers->Schedule(
-                [this, context, expected, sum, done] {
-                    OP_REQUIRES_OK_ASYNC(context, sum_on_cpu(context, expected, sum), done);
-                    done();
-                });
+            context->device()->tensorflow_cpu_worker_threads()->workers->Schedule([this, context, expected,
+                                                                                   summed, sum, done] {
+                OP_REQUIRES_OK_ASYNC(context, read_frames(context, expected, summed ? nullptr : sum), done);
+                done();
+            });
         };
         context->op_device_context()->CopyDeviceTensorToCPU(&verdict->on_device, "qsgd", device_of(context),
                                                             &verdict->on_host, read);
@@ -144,17 +145,29 @@ class DecodeSumOnGpu : public AsyncTensorOp {
         return status == QSGD_OK ? OkStatus() : InvalidArgument(what(expected), ": ", refusal(status));
     }
 
-    Status sum_on_cpu(OpKernelContext* context, const qsgd_expectation& expected, Tensor* sum) const {
-        Tensor frames, result;
+    // On the CPU: for a schedule, if there is one, and to sum them, if that is still to be done.
+    Status read_frames(OpKernelContext* context, const qsgd_expectation& expected, Tensor* sum) const {
+        Tensor frames;
         TF_RETURN_IF_ERROR(to_host(context, context->input(0), &frames));
+        if (sum) TF_RETURN_IF_ERROR(sum_on_cpu(context, frames, expected, sum));
+        return tell_schedule(frames, expected, run_of(context->input(5)));
+    }
+
+    Status sum_on_cpu(OpKernelContext* context, const Tensor& frames, const qsgd_expectation& expected,
+                      Tensor* sum) const {
+        Tensor result;
         TF_RETURN_IF_ERROR(allocate_on_host(context, sum->dtype(), sum->shape(), &result));
         TF_RETURN_IF_ERROR(decode_sum(frames, expected, factor(context), result.data()));
         return to_device(context, result, sum);
     }
 };
 
-REGISTER_KERNEL_BUILDER(
-    Name("QsgdEncode").Device(tensorflow::DEVICE_GPU).HostMemory("settings").HostMemory("step"), EncodeOnGpu);
+REGISTER_KERNEL_BUILDER(Name("QsgdEncode")
+                            .Device(tensorflow::DEVICE_GPU)
+                            .HostMemory("settings")
+                            .HostMemory("step")
+                            .HostMemory("run"),
+                        EncodeOnGpu);
 REGISTER_KERNEL_BUILDER(
     Name("QsgdToken").Device(tensorflow::DEVICE_GPU).HostMemory("shape").HostMemory("token"), Token);
 REGISTER_KERNEL_BUILDER(Name("QsgdAccept")
@@ -168,7 +181,8 @@ REGISTER_KERNEL_BUILDER(Name("QsgdDecodeSum")
                             .Device(tensorflow::DEVICE_GPU)
                             .HostMemory("factor")
                             .HostMemory("step")
-                            .HostMemory("shape"),
+                            .HostMemory("shape")
+                            .HostMemory("run"),
                         DecodeSumOnGpu);
 
 }  // namespace

@@ -45,12 +45,13 @@ tensorflow::Status accepted_shapes(InferenceContext* c) {
         .Attr("rank: int")             \
         .Attr("size: int")             \
         .Attr("threads: int")          \
-        .Attr("counters: int")
+        .Attr("compressor: int")
 
 REGISTER_OP("QsgdEncode")
     .Input("gradient: T")
     .Input("settings: int64")  // see Settings in tensor.h
     .Input("step: int64")
+    .Input("run: int64")  // of the graph: the same for all gradients of a step
     .Output("frame: int64")
     .Output("link: float")  // of no elements: what differentiation follows from the sum back to the gradient
     .QSGD_TENSOR_ATTRS.SetShapeFn(encoded_shapes)
@@ -60,6 +61,7 @@ REGISTER_OP("QsgdEncodeResidual")
     .Input("gradient: T")
     .Input("settings: int64")
     .Input("step: int64")
+    .Input("run: int64")
     .Input("residual: resource")  // a float variable of the gradient's shape
     .Output("frame: int64")
     .Output("link: float")
@@ -92,6 +94,8 @@ REGISTER_OP("QsgdDecodeSum")
     .Input("step: int64")
     .Input("shape: int64")
     .Input("link: float")
+    .Input("run: int64")
     .Output("sum: T")
     .QSGD_TENSOR_ATTRS.SetShapeFn(decoded_shape)
+    .SetIsStateful()
     .Doc("The sum of all ranks' frames, times the factor.");

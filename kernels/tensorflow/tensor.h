@@ -3,17 +3,20 @@
 
 #include <string>
 
+#include "frame.h"
 #include "qsgd.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/tensor_util.h"
 #include "tensorflow/counters.h"
+#include "tensorflow/schedule.h"
 
 namespace qsgd_tensorflow {
 
 // The elements of QsgdEncode's input `settings`.
-// Levels below 0: the square root of a bucket's elements, but no more than that many. Bucket size 0: the
-// whole tensor. The variance's bits as those of a float64; 0: the levels are given.
-enum Settings { kLevels, kBucketSize, kNorm, kCodec, kVariance, kFlags, kSeed, kSettings };
+// Levels of 0: a schedule decides. Below 0: the square root of a bucket's elements, but no more than that
+// many. Bucket size 0: the whole tensor. The variance's bits as those of a float64; 0: the levels are given.
+// Forgetful: lengths and codecs of frames do not depend on older frames.
+enum Settings { kLevels, kBucketSize, kNorm, kCodec, kVariance, kFlags, kForgetful, kSeed, kSettings };
 
 // `value`, or 0, which no setting may be, if it does not fit.
 template <class To>
@@ -46,7 +49,7 @@ class TensorKernel : public Kernel {
                 "the TensorFlow ops of hvd_qsgd were built for another kernel library: build them again "
                 "(`make tensorflow`)"));
         tensorflow::DataType type;
-        int64_t tensor, rank, size, threads, counters;
+        int64_t tensor, rank, size, threads;
         OP_REQUIRES_OK(construction, construction->GetAttr("T", &type));
         OP_REQUIRES_OK(construction, construction->GetAttr("tensor", &tensor));
         OP_REQUIRES_OK(construction, construction->GetAttr("operation", &operation_));
@@ -54,7 +57,7 @@ class TensorKernel : public Kernel {
         OP_REQUIRES_OK(construction, construction->GetAttr("rank", &rank));
         OP_REQUIRES_OK(construction, construction->GetAttr("size", &size));
         OP_REQUIRES_OK(construction, construction->GetAttr("threads", &threads));
-        OP_REQUIRES_OK(construction, construction->GetAttr("counters", &counters));
+        OP_REQUIRES_OK(construction, construction->GetAttr("compressor", &compressor_));
         dtype_ = type == tensorflow::DT_FLOAT  ? QSGD_FLOAT32
                  : type == tensorflow::DT_HALF ? QSGD_FLOAT16
                                                : QSGD_BFLOAT16;
@@ -62,7 +65,7 @@ class TensorKernel : public Kernel {
         rank_ = static_cast<uint32_t>(rank);
         size_ = static_cast<uint32_t>(size);
         threads_ = static_cast<uint32_t>(threads);
-        counters_ = &counters_of(counters);
+        counters_ = &counters_of(compressor_);
     }
 
   protected:
@@ -86,6 +89,8 @@ class TensorKernel : public Kernel {
                ", step " + std::to_string(expected.step) + ")";
     }
 
+    static int64_t run_of(const tensorflow::Tensor& run) { return run.scalar<int64_t>()(); }
+
     // Sums frames that lie in the host's memory, or says what is wrong with them.
     tensorflow::Status decode_sum(const tensorflow::Tensor& frames, const qsgd_expectation& expected,
                                   float factor, void* sum) const {
@@ -100,7 +105,18 @@ class TensorKernel : public Kernel {
         return tensorflow::errors::InvalidArgument(text);
     }
 
+    // Of frames in the host's memory that were checked, and carry norms if the schedule goes by them.
+    tensorflow::Status tell_schedule(const tensorflow::Tensor& frames, const qsgd_expectation& expected,
+                                     int64_t run) const {
+        const auto* first = static_cast<const qsgd::Header*>(frames.data());
+        if (!scheduler.arrived || !(first->flags & QSGD_FLAG_SQUARED_NORM) ||
+            scheduler.arrived(compressor_, name_.c_str(), run, first, size_))
+            return tensorflow::OkStatus();
+        return tensorflow::errors::InvalidArgument(what(expected), ": ", kTwoSteps);
+    }
+
     std::string operation_, name_;
+    int64_t compressor_;
     uint32_t dtype_, tensor_, rank_, size_, threads_;
     Counters* counters_;
 };

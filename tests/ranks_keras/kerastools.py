@@ -7,14 +7,13 @@ from typing import Any
 
 import keras
 import numpy as np
-import pytest
 import tensorflow as tf
 from rankcommon import RANK, SIZE
 from ranks_tensorflow import tftools as tt
 
 from hvd_qsgd.keras import DistributedOptimizer
 
-on_two_ranks = pytest.mark.skipif(SIZE > 2, reason="what it tests does not depend on the number of ranks")
+on_two_ranks = tt.on_two_ranks
 
 
 class Counted(keras.Sequential):

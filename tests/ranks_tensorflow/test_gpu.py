@@ -15,12 +15,16 @@ import tensorflow as tf
 import tftools as tt
 from rankcommon import RANK
 
+from hvd_qsgd.schedule import Budget
 from hvd_qsgd.tensorflow import QSGD
+
+STEPS = 3
 
 ON_GPU: list[dict[str, Any]] = [
     {"bits": 4},
     {"bits": 2, "norm": "l2", "bucket_size": None},
     {"codec": "ternary", "levels": 1},
+    {"schedule": Budget(bits_per_coordinate=3.5, steps=STEPS)},
 ]
 ENCODED_ON_CPU: list[dict[str, Any]] = [
     {"codec": "elias-sparse", "levels": 7},
@@ -30,7 +34,6 @@ ENCODED_ON_CPU: list[dict[str, Any]] = [
     {"bits": 4, "dither": "subtractive"},
 ]
 SHAPES = (60, 50), (1, 1), (0, 4), (5000,)
-STEPS = 3
 
 
 class Calls(NamedTuple):

@@ -12,8 +12,6 @@ import tftools as tt
 from rankcommon import RANK, SIZE, from_all_ranks
 
 import hvd_qsgd
-from hvd_qsgd import QSGDError
-from hvd_qsgd.schedule import Constant
 from hvd_qsgd.tensorflow import QSGD
 
 SETTINGS: list[dict[str, Any]] = [
@@ -96,10 +94,3 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Any) -> None:
         assert tt.assert_replicas_equal(again.weights) == end, how
         assert again.compression.state_dict() == model.compression.state_dict()
         assert repr(again.compression) == "QSGD(variance=0.2, bucket_size=None, norm='l2', codec='auto')"
-
-
-def test_schedules_are_refused() -> None:
-    compression = QSGD(bits=4)
-    with pytest.raises(QSGDError, match="schedules are for PyTorch"):
-        compression.change(schedule=Constant(bits=2))
-    assert compression.state_dict()["levels"] == 7
