@@ -128,7 +128,7 @@ $(EMULATED)/%.o: tests/cuda_emulation/%.cpp Makefile
 
 # ---- TensorFlow ops ------------------------------------------------------------------------------
 # Built for the TensorFlow that PYTHON imports, whose version is in the library's name: another one needs another.
-.PHONY: tensorflow tensorflow-if-there ops
+.PHONY: tensorflow tensorflow-if-there ops pretended-gpu
 tensorflow: $(ENV) kernels           ## compile the TensorFlow ops into hvd_qsgd/
 	@version=$$($(PYTHON) tools/tensorflow_version.py) || \
 	    { echo "tensorflow: $(PYTHON) has no TensorFlow; name one that has: make tensorflow PYTHON=" >&2; exit 1; }; \
@@ -136,7 +136,7 @@ tensorflow: $(ENV) kernels           ## compile the TensorFlow ops into hvd_qsgd
 
 tensorflow-if-there: $(ENV) kernels
 	@version=$$($(PYTHON) tools/tensorflow_version.py) || exit 0; \
-	$(MAKE) --no-print-directory -j$(JOBS) ops TENSORFLOW=$$version
+	$(MAKE) --no-print-directory -j$(JOBS) ops $(ALSO) TENSORFLOW=$$version
 
 ifdef TENSORFLOW
 OPS_LIBRARY := hvd_qsgd/libhvd_qsgd_tensorflow-$(TENSORFLOW).so
@@ -162,6 +162,17 @@ build/tensorflow-$(TENSORFLOW)/%.o: kernels/tensorflow/%.cpp Makefile
 	@$(CXX) $(CPPFLAGS) $(TF_COMPILE) $(OPS_FLAGS) $(CXXFLAGS) -MMD -MP -c -o $@ $<
 
 -include $(OPS_OBJECTS:.o=.d)
+
+# A GPU for the tests, of TensorFlow's and the emulated CUDA kernels'.
+pretended-gpu: build/tensorflow-$(TENSORFLOW)/pretended_gpu.so
+	@:
+
+build/tensorflow-$(TENSORFLOW)/pretended_gpu.so: tests/tensorflow_device/pretended_gpu.cpp $(EMULATED)/libhvd_qsgd_cuda.so
+	@mkdir -p $(@D)
+	@echo compile $<
+	@$(CXX) -shared $(CPPFLAGS) $(TF_COMPILE) $(OPS_FLAGS) $(CXXFLAGS) -o $@.tmp $< -Wl,--no-as-needed -L$(EMULATED) \
+	    -l:libhvd_qsgd_cuda.so -Wl,-rpath,'$$ORIGIN/../cuda-emulated' $(call sysconfig,link)
+	@mv $@.tmp $@
 endif
 
 ASAN_LIBRARY := $(CURDIR)/build/asan/libhvd_qsgd.so
@@ -196,6 +207,7 @@ env:                                 ## make .venv: pinned packages, Horovod bui
 	    "apt install python3.11-venv; if it is elsewhere: make BASE_PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	$$p tools/env.py
 
+test: ALSO := pretended-gpu
 test: $(ENV) kernels tensorflow-if-there cuda-if-there cuda-emulated ## run the tests; ARGS='-k name' passes options to pytest
 	$(PYTHON) -m pytest tests -q $(ARGS)
 
@@ -211,7 +223,7 @@ gpu-check:                           ## with a GPU: build for it, test, measure;
 	    "the GPU, NumPy and pytest: make gpu-check PYTHON=python3" >&2; exit 1; }
 	$(PYTHON) tools/gpu_check.py $(ARGS)
 
-KERNEL_FILES = $(wildcard tests/fuzz/*.cpp tests/cuda_emulation/* kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cuh)
+KERNEL_FILES = $(wildcard tests/fuzz/*.cpp tests/cuda_emulation/* tests/tensorflow_device/* kernels/*.h kernels/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu kernels/*/*.cuh)
 lint: $(ENV)                         ## ruff, mypy --strict, clang-format: change nothing
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import pathlib
+import warnings
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_uint32, c_uint64, c_void_p
 from typing import Any
 
@@ -84,17 +85,32 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
+def path() -> str:
+    """Where the library is, or should be."""
+    return os.environ.get(LIBRARY_VARIABLE) or str(pathlib.Path(__file__).with_name("libhvd_qsgd_cuda.so"))
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The loaded CUDA kernel library, its functions declared; raises ``QSGDError`` where there is none."""
-    path = os.environ.get(LIBRARY_VARIABLE) or str(pathlib.Path(__file__).with_name("libhvd_qsgd_cuda.so"))
     try:
-        loaded = ctypes.CDLL(path)
+        loaded = ctypes.CDLL(path())
     except OSError as error:
         raise QSGDError(
             f"the CUDA kernels cannot be loaded ({error}); build them with `make cuda`, which needs nvcc"
         ) from error
-    return declared(loaded, path, SIGNATURES, "qsgd_cuda_abi_version", "make cuda")
+    return declared(loaded, path(), SIGNATURES, "qsgd_cuda_abi_version", "make cuda")
+
+
+@functools.cache
+def available() -> bool:
+    """Whether the library can be loaded; else says so, once."""
+    try:
+        library()
+    except QSGDError as error:
+        warnings.warn(f"gradients are copied to the CPU to be compressed, which is slow: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def encode_scratch(spec: Spec) -> int:

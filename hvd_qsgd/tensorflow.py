@@ -156,13 +156,16 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             gradient = clipped(gradient, self._options.clip)
         number, ticket = self._names.number()
         about = self._names.about(number)
+        device = tensorflow_ops.device_beside(gradient) if self._residuals is None else "cpu"
         with tf.device("cpu"):
             shape = tf.shape(gradient, out_type=tf.int64)
             step = self._steps.take(about["tensor_name"])
             run = self._runs.current(number)
-            frame, link = self._encode(gradient, step, run, about)
+            settings = self._settings.read_value()
+        with tf.device(device):
+            frame, link = self._encode(gradient, (settings, step, run), about)
             token = self._ops.qsgd_token(frame, shape, T=self._wire(tensor.dtype), name=self._names.reduced(), **about)
-        return token, OnItsWay(tensor.shape, tensor.dtype, about, frame, link, step, run, shape, ticket)
+        return token, OnItsWay(tensor.shape, tensor.dtype, device, about, frame, link, step, run, shape, ticket)
 
     @Method
     @_plain_python
@@ -175,14 +178,12 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         if ctx.ticket is not None:
             ctx.ticket.close()
         about = {"T": self._wire(ctx.dtype), **ctx.about}
-        with tf.device("cpu"):
+        with tf.device(ctx.device):
             # No rank sends its frame before it has the token, which tells whether all of them will.
             frame, factor = self._ops.qsgd_accept(ctx.frame, tensor, ctx.step, ctx.shape, **about)
             frames = self._gather(frame, about["operation"])
-            counter = self._steps.counter(about["tensor_name"])
-            result = self._ops.qsgd_decode_sum(
-                frames, factor, ctx.step, ctx.shape, ctx.link, ctx.run, counter.handle, **about
-            )
+            result = self._ops.qsgd_decode_sum(frames, factor, ctx.step, ctx.shape, ctx.link, ctx.run, **about)
+        self._steps.end(about["tensor_name"], result)
         result.set_shape(ctx.static_shape)
         return tf.cast(result, ctx.dtype)
 
@@ -251,13 +252,14 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         """What travels; with error feedback float32, whatever comes."""
         return WIRE_DTYPES[dtype] if self._residuals is None else tf.float32
 
-    def _encode(self, gradient: Tensor, step: Tensor, run: Tensor, about: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        settings = self._settings.read_value()
+    def _encode(
+        self, gradient: Tensor, settings_step_run: tuple[Tensor, ...], about: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         if self._residuals is None:
-            return self._ops.qsgd_encode(gradient, settings, step, run, **about)  # type: ignore[no-any-return]
+            return self._ops.qsgd_encode(gradient, *settings_step_run, **about)  # type: ignore[no-any-return]
         residual = self._residuals.of(about["tensor_name"], gradient.shape, about["rank"])
         return self._ops.qsgd_encode_residual(  # type: ignore[no-any-return]
-            gradient, settings, step, run, residual.handle, **about
+            gradient, *settings_step_run, residual.handle, **about
         )
 
     def _carry(self, tensor: Tensor) -> tuple[Tensor, Any]:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
+from hvd_qsgd import native_cuda
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.stats import Stats
 
@@ -36,6 +37,24 @@ def library() -> Any:
         return tf.load_op_library(str(path()))
     except (tf.errors.OpError, OSError, RuntimeError) as error:
         raise QSGDError(f"the TensorFlow ops cannot be loaded ({error}): {how}") from error
+
+
+def device_beside(gradient: Any) -> str | None:
+    """Where to encode ``gradient``, as ``tf.device`` takes it: where it lies, if the kernels are there, or on the CPU.
+
+    None in a graph that does not say where it lies: TensorFlow chooses, as it does for what comes before.
+    """
+    return gradient.device or None if _on_gpus() else "cpu"
+
+
+@functools.cache
+def _on_gpus() -> bool:
+    """Whether there is a GPU and the CUDA kernels for it, which the ops then have; warns where only those lack."""
+    if not tf.config.list_physical_devices("GPU") or not native_cuda.available():
+        return False
+    load = native_library().qsgd_tensorflow_load_cuda
+    load.argtypes, load.restype = (ctypes.c_char_p,), c_int
+    return bool(load(native_cuda.path().encode()))
 
 
 @functools.cache

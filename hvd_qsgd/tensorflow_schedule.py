@@ -26,6 +26,7 @@ class Scheduled(tf.train.experimental.PythonState):  # type: ignore[misc]
 
     def __init__(self, compressor: int) -> None:
         super().__init__()
+        self._compressor = compressor
         self.quantization: Quantization | None = None  # None: without a schedule
         self._controller: Controller | None = None
         self._lock = threading.Lock()  # ops run in several threads
@@ -48,6 +49,7 @@ class Scheduled(tf.train.experimental.PythonState):  # type: ignore[misc]
                 past = self._controller.past
             self.quantization = quantization if scheduled else None
             self._controller = Controller(quantization, past) if scheduled else None
+            self._sign()
 
     def state(self) -> dict[str, Any]:
         """Entries for a compressor's saved state: the schedule and its progress, if there is one."""
@@ -69,6 +71,7 @@ class Scheduled(tf.train.experimental.PythonState):  # type: ignore[misc]
             self.use(Quantization.create(**kept, schedule=schedule), past)
         else:
             self.quantization = self._controller = None
+            self._sign()
 
     def decide(self, tensor: str, elements: int, run: int) -> int:
         """Levels of the tensor's frame in this run; 0: the run is none of the last step."""
@@ -92,6 +95,11 @@ class Scheduled(tf.train.experimental.PythonState):  # type: ignore[misc]
                 return False
             self._controller.arrived(tensor, controller.read_arrival(frames, ranks, self._opened[tensor]))
             return True
+
+    def _sign(self) -> None:
+        """Let tokens tell whether ranks have different schedules."""
+        signature = "" if self._controller is None else self._controller.signature
+        tensorflow_ops.native_library().qsgd_tensorflow_sign_schedule(c_int64(self._compressor), signature.encode())
 
     def _end_step(self) -> None:
         if self._controller is not None and self._opened:

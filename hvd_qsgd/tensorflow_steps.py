@@ -25,6 +25,12 @@ class StepsOfTensors(tf.Module):  # type: ignore[misc]
             counter = self.counter(tensor_name)
         return tf.bitwise.bitwise_and(counter.assign_add(1) - 1, STEPS - 1)
 
+    def end(self, tensor_name: str, after: Any) -> None:
+        """In a graph: no run of it begins the tensor's next step before the op that made ``after`` has run."""
+        if not tf.executing_eagerly():
+            with tf.control_dependencies([after]):
+                self.counter(tensor_name).assign_add(0)  # TensorFlow keeps what changes a variable in order
+
     def counter(self, tensor_name: str) -> Any:
         """The tensor's variable."""
         if tensor_name not in self._next:

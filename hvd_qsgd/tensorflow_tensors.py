@@ -19,6 +19,7 @@ class OnItsWay(NamedTuple):
 
     static_shape: tf.TensorShape
     dtype: tf.DType
+    device: str | None  # of the ops; None: TensorFlow chooses
     about: dict[str, Any]
     frame: Tensor
     link: Tensor

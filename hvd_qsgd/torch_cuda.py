@@ -14,9 +14,7 @@ Gradients of a group are encoded together, and added up together when the first 
 from __future__ import annotations
 
 import ctypes
-import functools
 import time
-import warnings
 import weakref
 from collections import deque
 from typing import Any, NamedTuple
@@ -61,7 +59,7 @@ class CudaPath:
             return False
         if options.error_feedback or options.measure_error:
             return False
-        return _have_kernels()
+        return native_cuda.available()
 
     def start(self, ticket: Ticket, token: Tensor, form: Form) -> Journey:
         """The gradient's way, which ``depart`` begins."""
@@ -232,14 +230,3 @@ def _explained(buffers: Buffers, what: str) -> str:
         f"{what} from rank {verdict.bad_frame} {native.status_text(verdict.status)}. A GPU finds that late, and has "
         "made the sum NaN on this rank: the weights may be spoilt, so go back to a checkpoint"
     )
-
-
-@functools.cache
-def _have_kernels() -> bool:
-    """Whether the CUDA kernels can be loaded; else says so, once."""
-    try:
-        native_cuda.library()
-    except QSGDError as error:
-        warnings.warn(f"gradients are copied to the CPU to be compressed, which is slow: {error}", stacklevel=2)
-        return False
-    return True

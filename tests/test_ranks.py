@@ -8,6 +8,7 @@ import importlib.util
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,6 +121,20 @@ def test_inside_ranks(np: int) -> None:
 @pytest.mark.parametrize("np", [2, 4])
 def test_tensorflow_inside_ranks(np: int) -> None:
     run_inside(np, RANKS_TENSORFLOW, TF_USE_LEGACY_KERAS="1")
+
+
+@pytest.mark.slow
+@needs_tensorflow
+@pytest.mark.timeout(600)
+def test_tensorflow_on_a_gpu_that_is_pretended() -> None:
+    asked = subprocess.run(
+        [sys.executable, str(ROOT / "tools/tensorflow_version.py")], capture_output=True, text=True, check=True
+    )
+    device = ROOT / f"build/tensorflow-{asked.stdout.strip()}/pretended_gpu.so"
+    if not device.exists():
+        pytest.skip(f"{device} is not there: make test builds it")
+    gpu = {"HVD_QSGD_PRETENDED_GPU": str(device), "HVD_QSGD_CUDA_LIBRARY": str(device)}
+    run_inside(2, RANKS_TENSORFLOW, TF_USE_LEGACY_KERAS="1", **gpu)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@
 #include <mutex>
 
 #include "qsgd.h"
-#include "tensorflow/schedule.h"
 
 namespace qsgd_tensorflow {
 
@@ -22,9 +21,4 @@ extern "C" QSGD_API void qsgd_tensorflow_counters(int64_t id, uint64_t* values, 
     auto& counters = qsgd_tensorflow::counters_of(id);
     for (int k = 0; k < qsgd_tensorflow::kCounters; ++k)
         values[k] = reset ? counters.values[k].exchange(0) : counters.values[k].load();
-}
-
-extern "C" QSGD_API void qsgd_tensorflow_schedule_by(qsgd_tensorflow::DecideLevels decide,
-                                                     qsgd_tensorflow::TakeFrames arrived) {
-    qsgd_tensorflow::scheduler = {decide, arrived};
 }

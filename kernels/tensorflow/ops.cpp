@@ -95,7 +95,6 @@ REGISTER_OP("QsgdDecodeSum")
     .Input("shape: int64")
     .Input("link: float")
     .Input("run: int64")
-    .Input("counter: resource")  // the variable that counts steps: the next begins when this op has run
     .Output("sum: T")
     .QSGD_TENSOR_ATTRS.SetShapeFn(decoded_shape)
     .SetIsStateful()

@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include <string>
+
 #include "qsgd.h"
 
 namespace qsgd_tensorflow {
@@ -21,6 +23,9 @@ struct Scheduler {
 
 // Set before the first op is made.
 inline Scheduler scheduler;
+
+// What must be the same on all ranks of a compressor's schedule; nothing, if it has none.
+std::string schedule_signature(int64_t compressor);
 
 constexpr const char* kTwoSteps =
     "gradients of two steps are on their way at the same time, so that no schedule can tell them apart: "

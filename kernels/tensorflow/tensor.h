@@ -3,10 +3,12 @@
 
 #include <string>
 
+#include "frame.h"
 #include "qsgd.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/tensor_util.h"
 #include "tensorflow/counters.h"
+#include "tensorflow/schedule.h"
 
 namespace qsgd_tensorflow {
 
@@ -22,10 +24,25 @@ To narrow(int64_t value) {
     return static_cast<int64_t>(static_cast<To>(value)) == value ? static_cast<To>(value) : To{0};
 }
 
-// The ops' attributes.
-class TensorOp : public tensorflow::OpKernel {
+// The shape that an input describes.
+inline tensorflow::Status shape_of(const tensorflow::Tensor& described, tensorflow::TensorShape& shape) {
+    return tensorflow::tensor::MakeShape(described, &shape);
+}
+
+// In the host's memory, whatever device the op runs on.
+inline tensorflow::Status allocate_on_host(tensorflow::OpKernelContext* context, tensorflow::DataType type,
+                                           const tensorflow::TensorShape& shape, tensorflow::Tensor* tensor) {
+    tensorflow::AllocatorAttributes where;
+    where.set_on_host(true);
+    where.set_gpu_compatible(true);
+    return context->allocate_temp(type, shape, tensor, where);
+}
+
+// The ops' attributes, and what they do alike. `Kernel` is TensorFlow's class: synchronous or not.
+template <class Kernel>
+class TensorKernel : public Kernel {
   public:
-    explicit TensorOp(tensorflow::OpKernelConstruction* construction) : OpKernel(construction) {
+    explicit TensorKernel(tensorflow::OpKernelConstruction* construction) : Kernel(construction) {
         OP_REQUIRES(
             construction, qsgd_abi_version() == QSGD_ABI_VERSION,
             tensorflow::errors::FailedPrecondition(
@@ -53,7 +70,8 @@ class TensorOp : public tensorflow::OpKernel {
 
   protected:
     uint32_t signature(uint64_t count) const {
-        return qsgd_signature(operation_.c_str(), tensor_, count, dtype_);
+        const std::string meant = operation_ + schedule_signature(compressor_);
+        return qsgd_signature(meant.c_str(), tensor_, count, dtype_);
     }
 
     static uint32_t step_of(const tensorflow::Tensor& step) {
@@ -74,10 +92,37 @@ class TensorOp : public tensorflow::OpKernel {
 
     static int64_t run_of(const tensorflow::Tensor& run) { return run.scalar<int64_t>()(); }
 
+    // Sums frames that lie in the host's memory, or says what is wrong with them.
+    tensorflow::Status decode_sum(const tensorflow::Tensor& frames, const qsgd_expectation& expected,
+                                  float factor, void* sum) const {
+        const auto bytes = static_cast<uint64_t>(frames.tensor_data().size());
+        uint32_t bad_frame = 0;
+        const int status =
+            qsgd_decode_sum(frames.data(), bytes, size_, &expected, factor, sum, threads_, &bad_frame);
+        if (status == QSGD_OK) return tensorflow::OkStatus();
+        char text[QSGD_MAX_EXPLANATION];
+        qsgd_explain(status, frames.data(), bytes, bad_frame, &expected, what(expected).c_str(), text,
+                     sizeof text);
+        return tensorflow::errors::InvalidArgument(text);
+    }
+
+    // Of frames in the host's memory that were checked, and carry norms if the schedule goes by them.
+    tensorflow::Status tell_schedule(const tensorflow::Tensor& frames, const qsgd_expectation& expected,
+                                     int64_t run) const {
+        const auto* first = static_cast<const qsgd::Header*>(frames.data());
+        if (!scheduler.arrived || !(first->flags & QSGD_FLAG_SQUARED_NORM) ||
+            scheduler.arrived(compressor_, name_.c_str(), run, first, size_))
+            return tensorflow::OkStatus();
+        return tensorflow::errors::InvalidArgument(what(expected), ": ", kTwoSteps);
+    }
+
     std::string operation_, name_;
     int64_t compressor_;
     uint32_t dtype_, tensor_, rank_, size_, threads_;
     Counters* counters_;
 };
+
+using TensorOp = TensorKernel<tensorflow::OpKernel>;
+using AsyncTensorOp = TensorKernel<tensorflow::AsyncOpKernel>;
 
 }  // namespace qsgd_tensorflow

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from hvd_qsgd import native_cuda, torch_cuda, torch_streams
+from hvd_qsgd import native_cuda, torch_streams
 
 EMULATED = Path(__file__).parents[2] / "build/cuda-emulated/libhvd_qsgd_cuda.so"
 
@@ -77,7 +77,7 @@ def pretend(patch: pytest.MonkeyPatch, library: str = str(EMULATED)) -> Pretende
     patch.setattr(torch_streams, "GPU", gpu)
     patch.setenv(native_cuda.LIBRARY_VARIABLE, library)
     native_cuda.library.cache_clear()
-    torch_cuda._have_kernels.cache_clear()
+    native_cuda.available.cache_clear()
     return gpu
 
 
@@ -87,4 +87,4 @@ def pretended_libraries() -> Iterator[None]:
         pytest.skip("the emulated CUDA kernels are not there: make cuda-emulated")
     yield
     native_cuda.library.cache_clear()
-    torch_cuda._have_kernels.cache_clear()
+    native_cuda.available.cache_clear()

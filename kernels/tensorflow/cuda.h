@@ -1,0 +1,19 @@
+// The CUDA kernels' library, which is loaded when the program runs: these ops need no CUDA to be built.
+#pragma once
+
+#include "qsgd_cuda.h"
+
+namespace qsgd_tensorflow {
+
+struct CudaKernels {
+    decltype(&qsgd_cuda_error) error = nullptr;
+    decltype(&qsgd_cuda_encode_scratch) encode_scratch = nullptr;
+    decltype(&qsgd_cuda_encode) encode = nullptr;
+    decltype(&qsgd_cuda_decode_scratch) decode_scratch = nullptr;
+    decltype(&qsgd_cuda_decode_sum) decode_sum = nullptr;
+};
+
+// Those that qsgd_tensorflow_load_cuda found; all null before.
+const CudaKernels& cuda_kernels();
+
+}  // namespace qsgd_tensorflow
