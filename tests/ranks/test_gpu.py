@@ -26,6 +26,8 @@ ON_GPU: list[dict[str, Any]] = [
     {"schedule": Piecewise(levels={0: 3, 2: 100})},
 ]
 WITH_WAITING: list[dict[str, Any]] = [
+    {"codec": "elias-sparse", "levels": 7},
+    {"codec": "elias-dense", "levels": 7},
     {"codec": "rans", "levels": 7},
     {"codec": "rans", "min_size": 0, "schedule": Piecewise(levels={0: 3, 1: 1000})},
 ]
@@ -234,7 +236,7 @@ def test_a_rank_that_cannot_encode(monkeypatch: pytest.MonkeyPatch, codec: str, 
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "on_gpu"), [("packed", "rans", 3), ("rans", "packed", 3), ("rans", "elias-dense", 1)]
+    ("before", "after", "on_gpu"), [("packed", "rans", 3), ("rans", "elias-dense", 3), ("rans", "auto", 1)]
 )
 def test_codecs_that_differ_for_a_while(monkeypatch: pytest.MonkeyPatch, before: str, after: str, on_gpu: int) -> None:
     """Frames that a rank's GPU does not know are decoded on its CPU."""

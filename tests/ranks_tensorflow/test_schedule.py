@@ -308,3 +308,20 @@ def test_other_gradients_in_other_steps() -> None:
         reduce(constants(everyone[RANK]), tf.constant(last))
         expected.means([each if last else each[:-1] for each in everyone])
     assert compression.state_dict()["schedule"] == expected.ranks[RANK].state()["schedule"]
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_schedules_differ(graph: bool) -> None:
+    """From the beginning, or from a change on; when they are the same again, all is well."""
+    compression = QSGD(schedule=Budget(4.0, STEPS) if RANK == 1 else None, name=f"differ {graph}")
+
+    def reduce(tensor: Any) -> Any:
+        return hvd.allreduce(tensor, compression=compression)
+
+    run, gradient = tf.function(reduce) if graph else reduce, tf.constant(tt.randn(40, 50))
+    words, refused = "schedule differs between ranks", "InvalidArgumentError"
+    assert_all_raise(lambda: run(gradient), words, kind=refused)
+    compression.change(schedule=Budget(4.0, STEPS))
+    tt.assert_replicas_equal([run(gradient)])
+    compression.change(schedule=Constant(4) if RANK == 0 else Budget(4, STEPS))
+    assert_all_raise(lambda: run(gradient), words, kind=refused)
