@@ -181,7 +181,10 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         with tf.device(ctx.device):
             # No rank sends its frame before it has the token, which tells whether all of them will.
             frame, factor = self._ops.qsgd_accept(ctx.frame, tensor, ctx.step, ctx.shape, **about)
+        # Where Horovod gathers what lies on a GPU is its own affair: it may have been built without operations for it.
+        with tf.device("cpu" if ctx.device == "cpu" else None):
             frames = self._gather(frame, about["operation"])
+        with tf.device(ctx.device):
             result = self._ops.qsgd_decode_sum(frames, factor, ctx.step, ctx.shape, ctx.link, ctx.run, **about)
         self._steps.end(about["tensor_name"], result)
         result.set_shape(ctx.static_shape)

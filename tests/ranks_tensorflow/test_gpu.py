@@ -100,6 +100,20 @@ def test_a_codec_that_is_changed_while_a_graph_is_in_use() -> None:
         assert calls().encode == (step != 1)
 
 
+def test_without_soft_placement() -> None:
+    """Horovod's allgather, which has no kernel for the GPU here, is not forced there."""
+    compression, gradient = QSGD(name="strict"), tt.randn(40, 50)
+    with tf.device("GPU:0"):
+        tensor = tf.identity(tf.constant(gradient))
+    tf.config.set_soft_device_placement(False)
+    try:
+        token, ctx = compression.compress(tensor)
+        result = compression.decompress(hvd.allreduce(token, op=hvd.Average, name="strict"), ctx)
+    finally:
+        tf.config.set_soft_device_placement(True)
+    tt.assert_replicas_equal([result])
+
+
 def test_error_feedback_stays_on_the_cpu() -> None:
     calls()
     reduced("GPU:0", graph=True, bits=4, error_feedback=True)
