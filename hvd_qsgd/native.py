@@ -302,12 +302,14 @@ def library() -> ctypes.CDLL:
 def declared(
     loaded: ctypes.CDLL, path: str, signatures: dict[str, tuple[Any, ...]], version: str, build: str
 ) -> ctypes.CDLL:
-    """The library at ``path``, its functions declared; raises if its ABI, told by ``version``, is another one."""
+    """The library at ``path``, its functions declared; raises if ``version`` tells another ABI or one is missing."""
     found = getattr(loaded, version)() if hasattr(loaded, version) else None
     if found != ABI_VERSION:
         raise QSGDError(f"{path} has ABI version {found}, this package needs {ABI_VERSION}; build it again (`{build}`)")
     for name, (result, *arguments) in signatures.items():
-        function = getattr(loaded, name)
+        function = getattr(loaded, name, None)
+        if function is None:
+            raise QSGDError(f"{path} has no function {name}, which this package needs; build it again (`{build}`)")
         function.restype, function.argtypes = result, arguments
     return loaded
 

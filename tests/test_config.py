@@ -251,3 +251,9 @@ def test_a_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "ABI_VERSION", 99)
     with pytest.raises(QSGDError, match=f"has ABI version {version}, this package needs 99"):
         native.library.__wrapped__()
+
+
+def test_a_library_from_before_a_function_was_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(native.SIGNATURES, "qsgd_new", (None,))
+    with pytest.raises(QSGDError, match=r"has no function qsgd_new, .*build it again \(`make kernels`\)"):
+        native.library.__wrapped__()

@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import psutil
 import pytest
+from cuda_support import EMULATED
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
@@ -48,18 +51,70 @@ def test_what_a_part_has_started_ends_with_it(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_missing_sanitizer_shows(monkeypatch, capsys):
+def test_what_is_missing_shows(monkeypatch, capsys):
     monkeypatch.setattr(gpu_check.shutil, "which", lambda _: None)
+    monkeypatch.setitem(sys.modules, "horovod.torch", None)
     parts = gpu_check.parts("90", None)
     assert sum(part.limit for part in parts) <= 9 * 60
     monkeypatch.setattr(gpu_check, "compute_capability", lambda: "90")
-    monkeypatch.setattr(gpu_check, "parts", lambda *_: [part for part in parts if part.command is None])
+    monkeypatch.setattr(gpu_check, "parts", lambda *_: [part for part in parts if part.missing])
     assert gpu_check.main([]) == 0
-    assert capsys.readouterr().out.count(gpu_check.LEFT_OUT) == 2
+    table = capsys.readouterr().out
+    assert table.count("left out: no compute-sanitizer") == 2
+    assert "left out: Horovod cannot be imported (" in table
+
+
+def horovod(monkeypatch, *built):
+    """One that is pretended, built with these."""
+    names = {f"{name}_built": lambda name=name: name in built for name in ("nccl", "mpi", "gloo")}
+    monkeypatch.setitem(
+        sys.modules, "horovod", types.SimpleNamespace(torch=(of_torch := types.SimpleNamespace(**names)))
+    )
+    monkeypatch.setitem(sys.modules, "horovod.torch", of_torch)
+
+
+def test_launchers_of_two_ranks(monkeypatch):
+    monkeypatch.setattr(gpu_check.launch.shutil, "which", lambda name, path: f"there/{name}")
+    horovod(monkeypatch, "mpi", "gloo")
+    assert gpu_check.ranks_part().command[0] == "there/mpirun"
+    horovod(monkeypatch, "gloo")
+    assert {"there/horovodrun", "--gloo"} <= set(gpu_check.ranks_part().command)
+    horovod(monkeypatch, "mpi", "nccl")
+    assert "NCCL" in gpu_check.ranks_part().missing
+    monkeypatch.setattr(gpu_check.launch.shutil, "which", lambda name, path: None)
+    horovod(monkeypatch, "mpi")
+    assert "mpirun not found" in gpu_check.ranks_part().missing
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_two_ranks_that_share_a_gpu_which_is_pretended():
+    part = gpu_check.ranks_part()
+    if part.missing or not EMULATED.exists():
+        pytest.skip(part.missing or "the emulated CUDA kernels are not there: make cuda-emulated")
+    ended, _ = gpu_check.run(part._replace(command=[*part.command, "pretended"]))
+    assert ended == "passed"
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_ranks_that_are_stopped_end(tmp_path):
+    part = gpu_check.ranks_part()
+    if part.missing:
+        pytest.skip(part.missing)
+    code = f"import os, time; open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w'); time.sleep(200)"
+    command, env = gpu_check.launch.mpirun_command(2, ["-c", code])
+    process = subprocess.Popen(command, env=env, start_new_session=True)
+    while len(ranks := {int(file.name) for file in tmp_path.iterdir()}) < 2:
+        time.sleep(0.05)
+    gpu_check.end(process)
+    assert process.returncode is not None
+    _, alive = psutil.wait_procs([found for found in psutil.process_iter() if found.pid in ranks], timeout=20)
+    assert not alive
 
 
 def test_all_parts_name_tests_that_are_there():
-    files = [word for part in gpu_check.parts("90", None) for word in part.command or () if word.startswith("tests/")]
+    files = [word for part in gpu_check.parts("90", None) for word in part.command if word.startswith("tests/")]
     assert files
     assert all((ROOT / file).exists() for file in files)
     named = gpu_check.FEW.split(" or ")

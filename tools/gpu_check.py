@@ -1,13 +1,14 @@
 """`make gpu-check`: the CUDA kernels on the GPU of this machine: tests, compute-sanitizer, then the benchmark.
 
 Needs nvcc, PyTorch with CUDA, NumPy and pytest, and no network. A part that fails stops no other; a table of the parts
-comes last. The exit status is 0 only if all parts passed, or were left out for want of compute-sanitizer, which the
-table says. All together end within nine minutes.
+comes last. The exit status is 0 only if all parts passed, or were left out for want of compute-sanitizer, or of a
+Horovod whose ranks can share a GPU, which the table says. All together end within nine minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -18,21 +19,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import launch
+
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_cuda*.py"))
 FRONTEND_TESTS = ["tests/test_gpu_torch.py"]
 # For sanitizers, which make everything a hundred times slower: every kernel a few times.
 FEW = "test_several_turns_of_every_block or test_sum_of_frames_of_many_kinds or test_mixed_gradients or test_sums"
-LEFT_OUT = "left out: no compute-sanitizer on the PATH"
+LEFT_OUT = "left out: "
+GRACE = 3.0  # seconds for a part that is stopped
+RANKS_JOB = "tests/ranks/gpu_job.py"
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 
 class Part(NamedTuple):
-    """A command, none if what it needs is not there, and how many seconds it may take."""
+    """A command, how many seconds it may take, and what keeps it from being run."""
 
     name: str
-    command: list[str] | None
+    command: list[str]
     limit: float
+    missing: str = ""
 
 
 def compute_capability() -> str | None:
@@ -47,20 +53,41 @@ def compute_capability() -> str | None:
     return f"{major}{minor}"
 
 
+def ranks_part() -> Part:
+    """Two ranks that share the first GPU."""
+    part = Part("two ranks", [], 40)
+    try:
+        import horovod.torch as hvd
+    except Exception as error:  # of any kind: what was built for another PyTorch fails in many ways
+        return part._replace(missing=f"Horovod cannot be imported ({error})")
+    if hvd.nccl_built():
+        return part._replace(missing="this Horovod uses NCCL, which needs a GPU for every rank")
+    try:
+        if hvd.mpi_built():
+            command, _ = launch.mpirun_command(2, [RANKS_JOB])
+        else:
+            command, _ = launch.horovodrun_command(2, [RANKS_JOB], "gloo")
+    except FileNotFoundError as error:
+        return part._replace(missing=str(error))
+    return part._replace(command=command)
+
+
 def parts(capability: str, output: str | None) -> list[Part]:
     """What is to be run, in order."""
     python = sys.executable
     make = ["make", f"PYTHON={python}"]
     found = [
-        Part("build", [*make, "kernels", "cuda", f"CUDA_ARCH={capability}"], 150),
+        Part("build", [*make, "kernels", "cuda", f"CUDA_ARCH={capability}"], 100),
         Part("kernels' tests", [python, *PYTEST, *KERNEL_TESTS], 120),
         Part("PyTorch's tests", [python, *PYTEST, *FRONTEND_TESTS], 60),
+        ranks_part(),
     ]
     sanitizer = shutil.which("compute-sanitizer")
+    missing = "" if sanitizer else "no compute-sanitizer on the PATH"
     for tool in ("memcheck", "racecheck"):
         checked = [str(sanitizer), f"--tool={tool}", "--error-exitcode=9", python, *PYTEST, "-k", FEW]
         command = [*checked, *(f"tests/test_cuda_{what}.py" for what in ("encode", "decode", "many"))]
-        found.append(Part(tool, command if sanitizer else None, 60))
+        found.append(Part(tool, command, 60, missing))
     written = [] if output is None else ["--output", output]
     found.append(Part("benchmark", [python, "-m", "benchmarks.gpu", *written], 90))
     return found
@@ -68,11 +95,12 @@ def parts(capability: str, output: str | None) -> list[Part]:
 
 def run(part: Part) -> tuple[str, float]:
     """How it ended, and after how many seconds."""
-    if part.command is None:
-        return LEFT_OUT, 0.0
+    if part.missing:
+        return LEFT_OUT + part.missing, 0.0
     print(f"== {part.name}: {' '.join(part.command)}", flush=True)
     start = time.monotonic()
-    environment = {**os.environ, "HVD_QSGD_TEST_GPU": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**launch.launch_environment(), "HVD_QSGD_TEST_GPU": "1", "PYTHONPATH": path}
     try:
         process = subprocess.Popen(part.command, cwd=ROOT, env=environment, start_new_session=True)
     except OSError as error:
@@ -84,9 +112,16 @@ def run(part: Part) -> tuple[str, float]:
         ended = f"STOPPED after {part.limit:.0f} s"
     finally:
         if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)  # with what it has started, such as nvcc under make
-            process.wait()
+            end(process)
     return ended, time.monotonic() - start
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """With what it has started, such as nvcc under make; mpirun ends its ranks if it is asked to end itself."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, how)
+            process.wait(GRACE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     results = [(part.name, *run(part)) for part in parts(capability, options.output)]
     print("\n".join(f"{name:16} {ended:24} {seconds:6.0f} s" for name, ended, seconds in results))
-    return 0 if all(ended in ("passed", LEFT_OUT) for _, ended, _ in results) else 1
+    return 0 if all(ended == "passed" or ended.startswith(LEFT_OUT) for _, ended, _ in results) else 1
 
 
 if __name__ == "__main__":
