@@ -6,16 +6,16 @@ one is tested by `tests/ranks/test_gpu.py`.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
+import itertools
 from typing import Any
+from unittest import mock
 
 import pytest
 from cuda_support import ON_GPU
 
 torch = pytest.importorskip("torch")
 
-from hvd_qsgd import frames, native, native_cuda, torch_streams  # noqa: E402
+from hvd_qsgd import native_cuda, torch_streams  # noqa: E402
 from hvd_qsgd.compressor import Compressor, Options, Ranks  # noqa: E402
 from hvd_qsgd.config import Quantization  # noqa: E402
 from hvd_qsgd.errors import QSGDError  # noqa: E402
@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not ON_GPU, reason="needs a G
 DEVICE = torch.device("cuda", 0)
 RANKS = 2
 SHAPE = (600, 500)
+CODECS = ["packed", "rans", "elias-dense", "elias-sparse"]
 LONG = 200_000_000  # cycles of a kernel that only waits: a tenth of a second
 
 
@@ -42,34 +43,37 @@ class Gathering:
         self.ready.synchronize()
         with torch.cuda.stream(torch.cuda.default_stream(DEVICE)):
             words = torch.cat(self.all_words)
-        torch_streams.GPU.arrived(words)
+        torch_streams.GPU.arrived([words])
         return words
 
 
 class Job:
-    """Two ranks, whose frames meet in a list."""
+    """Two ranks, whose frames meet in lists."""
 
-    def __init__(self, path: str, dtype: Any = torch.float32) -> None:
-        self.dtype, self.words, self.damage = dtype, [], lambda words: words
-        quantization = Quantization.create(4, None, None, 512, None, None, "nonsubtractive")
+    def __init__(self, path: str, dtype: Any = torch.float32, codec: str = "packed") -> None:
+        self.dtype, self.damage = dtype, lambda words: words
+        quantization = Quantization.create(bits=4, codec=codec)
         self.cores = [Compressor(quantization, Options(min_size=0)) for _ in range(RANKS)]
         by_cpu = [CpuPath(core, self, None) for core in self.cores]
         on_gpu = [CudaPath(core, self, cpu) for core, cpu in zip(self.cores, by_cpu)]
         self.paths: list[Any] = on_gpu if path == "gpu" else by_cpu
 
     def allgather(self, words: Any, name: str, bound: int, device: Any) -> Gathering:
-        return Gathering(self.words, self.damage(words.to(device)))
+        return Gathering(next(self.words), self.damage(words.to(device)))
 
     def wait_for(self, gatherings: list[Gathering]) -> list[Any]:
         return [gathering.wait() for gathering in gatherings]
 
     def start(self, gradients: list[Any]) -> list[Any]:
-        self.words = []
+        """Each rank's gradient, or list of those that set out together."""
+        groups = [one if isinstance(one, list) else [one] for one in gradients]
+        self.words = itertools.cycle([[] for _ in groups[0]])  # of each gradient, for all ranks
         started = []
-        for rank, (core, path, gradient) in enumerate(zip(self.cores, self.paths, gradients)):
-            ticket = core.open(None, SHAPE, str(self.dtype)[6:], lambda rank=rank: Ranks(rank, RANKS, "gpu"))
-            form = Form(gradient, torch.Size(SHAPE), self.dtype)
-            started.append((ticket, path, path.start(ticket, torch.zeros(16), form)))
+        for rank, (core, path, group) in enumerate(zip(self.cores, self.paths, groups)):
+            for gradient in group:
+                ticket = core.open(None, SHAPE, str(self.dtype)[6:], lambda rank=rank: Ranks(rank, RANKS, "gpu"))
+                form = Form(gradient, torch.Size(SHAPE), self.dtype)
+                started.append((ticket, path, path.start(ticket, torch.zeros(16), form)))
             if isinstance(path, CudaPath):
                 path.depart()
         return started
@@ -99,8 +103,9 @@ def wait_long() -> Any:
 
 @pytest.mark.parametrize("own_stream", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_cpu_s_results(dtype: Any, own_stream: bool) -> None:
-    cpu, gpu = Job("cpu", dtype), Job("gpu", dtype)
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_cpu_s_results(codec: str, dtype: Any, own_stream: bool) -> None:
+    cpu, gpu = Job("cpu", dtype, codec), Job("gpu", dtype, codec)
     stream = torch.cuda.Stream(DEVICE) if own_stream else torch.cuda.default_stream(DEVICE)
     with torch.cuda.stream(stream):
         for step in range(4):
@@ -108,6 +113,25 @@ def test_the_cpu_s_results(dtype: Any, own_stream: bool) -> None:
             assert all(torch.equal(results[0], result) for result in results[1:])
     for path in gpu.paths:
         path.check()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_group_together(codec: str) -> None:
+    cpu, gpu = Job("cpu", codec=codec), Job("gpu", codec=codec)
+    spies = [
+        mock.patch.object(native_cuda, name, wraps=getattr(native_cuda, name))
+        for name in ("encode_many", "decode_sum_many")
+    ]
+    with spies[0] as encode, spies[1] as decode:
+        for step in range(3):
+            values = [list(group) for group in zip(*(gradients(10 * step + k) for k in range(3)))]
+            started = gpu.start(values)
+            for _, _, journey in started:
+                journey.reduced, journey.factor = b"as before", 1 / RANKS  # what its token would tell
+            assert all(torch.equal(a, b) for a, b in zip(gpu.finish(started), cpu.step(values)))
+    for path in gpu.paths:
+        path.check()
+    assert encode.call_count == decode.call_count == (3 * RANKS if codec == "packed" else 0)
 
 
 def test_nothing_waits_for_the_gpu() -> None:
@@ -206,83 +230,3 @@ def test_tokens_on_the_gpu() -> None:
     assert tokens.take() is token
     torch.cuda.synchronize()
     assert bytes_of(token) == entries
-
-
-def test_calls_for_many_in_a_graph() -> None:
-    """Replayed from a graph, of different sizes."""
-    values = [torch.randn(size, device=DEVICE) for size in (1, 700, 100_000, 511)]
-    specs = [spec_of(value.numel(), k) for k, value in enumerate(values)]
-    sizes = [native.frame_bytes(spec) for spec in specs]
-    frames_of = [torch.zeros(size, dtype=torch.uint8, device=DEVICE) for size in sizes]
-    outs = [torch.zeros_like(value) for value in values]
-    verdicts = torch.zeros(len(values), dtype=torch.int64, device=DEVICE)
-    expectations = [frames.expect(spec) for spec in specs]
-    encodings = (native_cuda.Encoding * len(values))()
-    summations = (native_cuda.Summation * len(values))()
-    for k, (spec, value, frame, size, out) in enumerate(zip(specs, values, frames_of, sizes, outs)):
-        encodings[k] = native_cuda.Encoding(ctypes.addressof(spec), value.data_ptr(), frame.data_ptr(), size)
-        expected, verdict = ctypes.addressof(expectations[k]), verdicts.data_ptr() + 8 * k
-        summations[k] = native_cuda.Summation(frame.data_ptr(), size, expected, 1, 1.0, out.data_ptr(), verdict)
-    rooms = native_cuda.encode_many_scratch(encodings), native_cuda.decode_sum_many_scratch(summations)
-    work = [torch.zeros(size, dtype=torch.uint8, device=DEVICE) for size in rooms]
-
-    def both(stream: int) -> None:
-        native_cuda.encode_many(encodings, (work[0].data_ptr(), rooms[0]), stream)
-        native_cuda.decode_sum_many(summations, (work[1].data_ptr(), rooms[1]), stream)
-
-    graph = captured(both)
-    ctypes.memset(encodings, 0, ctypes.sizeof(encodings))  # nothing of the host is read again
-    ctypes.memset(summations, 0, ctypes.sizeof(summations))
-    for memory in (*frames_of, *outs, *work):
-        memory.fill_(1)
-    graph.replay()
-    assert not verdicts.any()
-    for spec, value, frame, size, out, expected in zip(specs, values, frames_of, sizes, outs, expectations):
-        on_cpu, decoded = value.cpu(), torch.empty_like(value, device="cpu")
-        buffer = ctypes.create_string_buffer(size)
-        native.encode(spec, on_cpu.data_ptr(), ctypes.addressof(buffer), size)
-        assert bytes(frame.cpu().numpy()) == buffer.raw
-        native.decode_sum(ctypes.addressof(buffer), size, 1, expected, 1.0, decoded.data_ptr())
-        assert torch.equal(out.cpu(), decoded)
-
-
-def spec_of(count: int, tensor: int) -> native.Spec:
-    quantization = Quantization.create(4, None, None, 512, None, None, "nonsubtractive")
-    return frames.make_spec(quantization, count=count, dtype="float32", seed=1, rank=0, tensor=tensor, step=0)
-
-
-def captured(work: Callable[[int], None]) -> Any:
-    """A graph of what ``work`` puts on a stream; done once before, since kernels are loaded when they first run."""
-    work(torch.cuda.current_stream().cuda_stream)
-    torch.cuda.synchronize()
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(DEVICE)
-    with torch.cuda.graph(graph, stream=stream):
-        work(stream.cuda_stream)
-    return graph
-
-
-def test_a_replayed_graph_draws_fresh_random_numbers() -> None:
-    """Seed and step are read from the GPU's memory when the work is done."""
-    gradient = gradients()[0]
-    spec = spec_of(gradient.numel(), 5)
-    size, room = native.frame_bytes(spec), native_cuda.encode_scratch(spec)
-    frame = torch.zeros(size, dtype=torch.uint8, device=DEVICE)
-    scratch = torch.zeros(room, dtype=torch.uint8, device=DEVICE)
-    draw = torch.zeros(2, dtype=torch.int64, device=DEVICE)  # a Draw: seed, step
-    pointers = gradient.data_ptr(), frame.data_ptr(), size, draw.data_ptr(), scratch.data_ptr(), room
-
-    def work(stream: int) -> None:
-        assert native_cuda.library().qsgd_cuda_encode(spec, *pointers, stream) == native.OK
-
-    graph = captured(work)
-    seen = set()
-    for step in (3, 4):
-        draw.copy_(torch.tensor([1, step]))
-        graph.replay()
-        found = bytes(frame.cpu().numpy())
-        spec.step = step
-        expected, values = ctypes.create_string_buffer(size), gradient.cpu()
-        assert native.encode(spec, values.data_ptr(), ctypes.addressof(expected), size) == size
-        assert found == expected.raw
-        seen.add(found)
-    assert len(seen) == 2

@@ -23,7 +23,7 @@ import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_cuda*.py"))
-FRONTEND_TESTS = ["tests/test_gpu_torch.py"]
+FRONTEND_TESTS = ["tests/test_gpu_graphs.py", "tests/test_gpu_torch.py"]
 # For sanitizers, which make everything a hundred times slower: every kernel a few times.
 FEW = "test_several_turns_of_every_block or test_sum_of_frames_of_many_kinds or test_mixed_gradients or test_sums"
 LEFT_OUT = "left out: "
