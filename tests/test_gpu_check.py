@@ -64,44 +64,35 @@ def test_what_is_missing_shows(monkeypatch, capsys):
     assert "left out: Horovod cannot be imported (" in table
 
 
-def horovod(monkeypatch, *built):
-    """One that is pretended, built with these."""
-    names = {f"{name}_built": lambda name=name: name in built for name in ("nccl", "mpi", "gloo")}
-    monkeypatch.setitem(
-        sys.modules, "horovod", types.SimpleNamespace(torch=(of_torch := types.SimpleNamespace(**names)))
-    )
+def part_of_ranks(monkeypatch, *built, launchers=True):
+    """Where a Horovod was built with these, and there are launchers."""
+    names = {f"{name}_built": lambda name=name: name in built for name in ("cuda", "nccl", "mpi", "gloo")}
+    of_torch = types.SimpleNamespace(**names)
+    monkeypatch.setitem(sys.modules, "horovod", types.SimpleNamespace(torch=of_torch))
     monkeypatch.setitem(sys.modules, "horovod.torch", of_torch)
+    monkeypatch.setattr(gpu_check.launch.shutil, "which", lambda name, path: f"there/{name}" if launchers else None)
+    return gpu_check.ranks_part()
 
 
-def test_launchers_of_two_ranks(monkeypatch):
-    monkeypatch.setattr(gpu_check.launch.shutil, "which", lambda name, path: f"there/{name}")
-    horovod(monkeypatch, "mpi", "gloo")
-    assert gpu_check.ranks_part().command[0] == "there/mpirun"
-    horovod(monkeypatch, "gloo")
-    assert {"there/horovodrun", "--gloo"} <= set(gpu_check.ranks_part().command)
-    horovod(monkeypatch, "mpi", "nccl")
-    assert "NCCL" in gpu_check.ranks_part().missing
-    monkeypatch.setattr(gpu_check.launch.shutil, "which", lambda name, path: None)
-    horovod(monkeypatch, "mpi")
-    assert "mpirun not found" in gpu_check.ranks_part().missing
+def test_two_ranks_where_a_horovod_can(monkeypatch):
+    assert part_of_ranks(monkeypatch, "cuda", "mpi", "gloo").command[0] == "there/mpirun"
+    assert {"there/horovodrun", "--gloo"} <= set(part_of_ranks(monkeypatch, "cuda", "gloo").command)
+    assert "without CUDA" in part_of_ranks(monkeypatch, "mpi", "gloo").missing
+    assert "NCCL" in part_of_ranks(monkeypatch, "cuda", "mpi", "nccl").missing
+    assert "mpirun not found" in part_of_ranks(monkeypatch, "cuda", "mpi", launchers=False).missing
 
 
 @pytest.mark.ranks
 @pytest.mark.slow
 def test_two_ranks_that_share_a_gpu_which_is_pretended():
-    part = gpu_check.ranks_part()
-    if part.missing or not EMULATED.exists():
-        pytest.skip(part.missing or "the emulated CUDA kernels are not there: make cuda-emulated")
-    ended, _ = gpu_check.run(part._replace(command=[*part.command, "pretended"]))
+    if not EMULATED.exists():
+        pytest.skip("the emulated CUDA kernels are not there: make cuda-emulated")
+    ended, _ = gpu_check.run(gpu_check.Part("two ranks", [*gpu_check.ranks_command(mpi=True), "pretended"], 200))
     assert ended == "passed"
 
 
 @pytest.mark.ranks
-@pytest.mark.slow
 def test_ranks_that_are_stopped_end(tmp_path):
-    part = gpu_check.ranks_part()
-    if part.missing:
-        pytest.skip(part.missing)
     code = f"import os, time; open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w'); time.sleep(200)"
     command, env = gpu_check.launch.mpirun_command(2, ["-c", code])
     process = subprocess.Popen(command, env=env, start_new_session=True)

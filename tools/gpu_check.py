@@ -53,23 +53,28 @@ def compute_capability() -> str | None:
     return f"{major}{minor}"
 
 
+def ranks_command(mpi: bool) -> list[str]:
+    """Starts two ranks that share the first GPU; raises ``FileNotFoundError`` without a launcher."""
+    if mpi:
+        return launch.mpirun_command(2, [RANKS_JOB])[0]
+    return launch.horovodrun_command(2, [RANKS_JOB], "gloo")[0]
+
+
 def ranks_part() -> Part:
-    """Two ranks that share the first GPU."""
+    """Those ranks, where there is a Horovod that can do that."""
     part = Part("two ranks", [], 40)
     try:
         import horovod.torch as hvd
     except Exception as error:  # of any kind: what was built for another PyTorch fails in many ways
         return part._replace(missing=f"Horovod cannot be imported ({error})")
+    if not hvd.cuda_built():
+        return part._replace(missing="this Horovod was built for a PyTorch without CUDA")
     if hvd.nccl_built():
         return part._replace(missing="this Horovod uses NCCL, which needs a GPU for every rank")
     try:
-        if hvd.mpi_built():
-            command, _ = launch.mpirun_command(2, [RANKS_JOB])
-        else:
-            command, _ = launch.horovodrun_command(2, [RANKS_JOB], "gloo")
+        return part._replace(command=ranks_command(hvd.mpi_built()))
     except FileNotFoundError as error:
         return part._replace(missing=str(error))
-    return part._replace(command=command)
 
 
 def parts(capability: str, output: str | None) -> list[Part]:
