@@ -158,11 +158,11 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         about = self._names.about(number)
         device = tensorflow_ops.device_beside(gradient) if self._residuals is None else "cpu"
         with tf.device("cpu"):
-            shape = tf.shape(gradient, out_type=tf.int64)
             step = self._steps.take(about["tensor_name"])
             run = self._runs.current(number)
             settings = self._settings.read_value()
         with tf.device(device):
+            shape = tf.shape(gradient, out_type=tf.int64)  # where the gradient is, or that would be copied for it
             frame, link = self._encode(gradient, (settings, step, run), about)
             token = self._ops.qsgd_token(frame, shape, T=self._wire(tensor.dtype), name=self._names.reduced(), **about)
         return token, OnItsWay(tensor.shape, tensor.dtype, device, about, frame, link, step, run, shape, ticket)

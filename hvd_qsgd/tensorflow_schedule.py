@@ -97,9 +97,12 @@ class Scheduled(tf.train.experimental.PythonState):  # type: ignore[misc]
             return True
 
     def _sign(self) -> None:
-        """Let tokens tell whether ranks have different schedules."""
-        signature = "" if self._controller is None else self._controller.signature
-        tensorflow_ops.native_library().qsgd_tensorflow_sign_schedule(c_int64(self._compressor), signature.encode())
+        """Let tokens tell whether ranks have different schedules, and the ops whether they are to tell of frames."""
+        signature, needs_frames = "", False
+        if self._controller is not None:
+            signature, needs_frames = self._controller.signature, self._controller.schedule.needs_frames
+        sign = tensorflow_ops.native_library().qsgd_tensorflow_sign_schedule
+        sign(c_int64(self._compressor), signature.encode(), c_int(needs_frames))
 
     def _end_step(self) -> None:
         if self._controller is not None and self._opened:

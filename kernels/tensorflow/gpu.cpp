@@ -108,7 +108,7 @@ class DecodeSumOnGpu : public AsyncTensorOp {
         const auto read = [this, context, expected, sum, verdict, done](const Status& copied) {
             OP_REQUIRES_OK_ASYNC(context, copied, done);
             const bool summed = verdict->on_host.flat<int32_t>()(0) == QSGD_OK;
-            if (summed && !scheduler.arrived) return done();
+            if (summed && !schedule_of(compressor_).needs_frames) return done();
             // Not in this thread, which copies for others, too.
             context->device()->tensorflow_cpu_worker_threads()->workers->Schedule([this, context, expected,
                                                                                    summed, sum, done] {

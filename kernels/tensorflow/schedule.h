@@ -24,8 +24,13 @@ struct Scheduler {
 // Set before the first op is made.
 inline Scheduler scheduler;
 
-// What must be the same on all ranks of a compressor's schedule; nothing, if it has none.
-std::string schedule_signature(int64_t compressor);
+// What the ops know of a compressor's schedule.
+struct Signed {
+    std::string signature;  // what must be the same on all ranks; nothing, if there is no schedule
+    bool needs_frames = false;
+};
+
+Signed schedule_of(int64_t compressor);
 
 constexpr const char* kTwoSteps =
     "gradients of two steps are on their way at the same time, so that no schedule can tell them apart: "

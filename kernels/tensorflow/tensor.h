@@ -70,7 +70,7 @@ class TensorKernel : public Kernel {
 
   protected:
     uint32_t signature(uint64_t count) const {
-        const std::string meant = operation_ + schedule_signature(compressor_);
+        const std::string meant = operation_ + schedule_of(compressor_).signature;
         return qsgd_signature(meant.c_str(), tensor_, count, dtype_);
     }
 

@@ -66,6 +66,13 @@ void copy(void* to, const void* from, uint64_t size, TF_Status* status) {
     ok(status);
 }
 
+std::atomic<uint64_t> encodes, decodes, bytes_to_host;
+
+void copy_to_host(void* to, const SP_DeviceMemoryBase* from, uint64_t size, TF_Status* status) {
+    bytes_to_host += size;
+    copy(to, from->opaque, size, status);
+}
+
 void make_executor(const SP_Platform*, SE_CreateStreamExecutorParams* params, TF_Status* status) {
     using Device = const SP_Device*;
     using Stream = SP_Stream;
@@ -99,7 +106,7 @@ void make_executor(const SP_Platform*, SE_CreateStreamExecutorParams* params, TF
     e.start_timer = [](Device, Stream, SP_Timer, TF_Status* s) { ok(s); };
     e.stop_timer = [](Device, Stream, SP_Timer, TF_Status* s) { ok(s); };
     e.memcpy_dtoh = [](Device, Stream, void* to, const Base* from, uint64_t size, TF_Status* s) {
-        copy(to, from->opaque, size, s);
+        copy_to_host(to, from, size, s);
     };
     e.memcpy_htod = [](Device, Stream, Base* to, const void* from, uint64_t size, TF_Status* s) {
         copy(to->opaque, from, size, s);
@@ -108,7 +115,7 @@ void make_executor(const SP_Platform*, SE_CreateStreamExecutorParams* params, TF
         copy(to->opaque, from->opaque, size, s);
     };
     e.sync_memcpy_dtoh = [](Device, void* to, const Base* from, uint64_t size, TF_Status* s) {
-        copy(to, from->opaque, size, s);
+        copy_to_host(to, from, size, s);
     };
     e.sync_memcpy_htod = [](Device, Base* to, const void* from, uint64_t size, TF_Status* s) {
         copy(to->opaque, from, size, s);
@@ -145,8 +152,6 @@ template <class Function>
 Function* emulated(const char* name, Function*) {
     return reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
 }
-
-std::atomic<uint64_t> encodes, decodes;
 
 }  // namespace
 
@@ -200,8 +205,9 @@ EXPORTED int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t f
                       scratch_bytes, stream);
 }
 
-// How often each was called since this was asked last.
-EXPORTED void pretended_gpu_calls(uint64_t counts[2]) {
+// How often each was called since this was asked last, and how many bytes were copied to the host.
+EXPORTED void pretended_gpu_calls(uint64_t counts[3]) {
     counts[0] = encodes.exchange(0);
     counts[1] = decodes.exchange(0);
+    counts[2] = bytes_to_host.exchange(0);
 }
