@@ -81,9 +81,10 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             on all ranks.
 
     Gradients of float32, float16, bfloat16 and float64 (sent as float32) are compressed; others are left to Horovod.
-    On a GPU packed, ternary and rans codes are made and added up there, on the current stream and one beside it; with
-    another codec, ``variance``, a schedule that goes by the frames, ``dither="subtractive"``, ``measure_error``,
-    ``error_feedback`` or ``clip``, gradients are copied to the CPU and back. With rans the host waits for the GPU.
+    On a GPU packed, ternary, Elias and rans codes are made and added up there, on the current stream and one beside it;
+    with another codec, ``variance``, a schedule that goes by the frames, ``dither="subtractive"``, ``measure_error``,
+    ``error_feedback`` or ``clip``, gradients are copied to the CPU and back. With Elias and rans the host waits for the
+    GPU.
 
     Raises:
         QSGDError: an argument is wrong. Later, on every rank that can know it: the reduction is not Average or Sum,
@@ -187,7 +188,7 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         """Change any of the arguments from ``bits`` to ``schedule``, from the next gradient on.
 
         Ranks may differ in these for a while, but not in a schedule: frames say how they were made. With gradients on a
-        GPU they must go on together from packed or ternary codes to those that the CPU makes, and back.
+        GPU they must go on together from codes that the GPU makes to those that the CPU makes, and back.
         """
         self._core.change(**changes)
 

@@ -1,4 +1,4 @@
-"""The path of a gradient that stays on its GPU: packed, ternary and rans codes.
+"""The path of a gradient that stays on its GPU: packed, ternary, Elias and rans codes.
 
 Encoding runs on a stream of its own, beside what the caller enqueues next; decoding runs on the caller's current
 stream. With fixed widths nothing here waits for the GPU but ``CudaPath.check``. Checks of the frames run on the GPU as

@@ -76,20 +76,27 @@ def test_the_cpu_s_results(options: dict[str, Any], graph: bool) -> None:
     assert [one.tobytes() for one in found] == [other.tobytes() for other in expected]
 
 
+@pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize(
     ("options", "all_frames"),
     [({}, 0), ({"schedule": Constant(bits=4)}, 0), ({"schedule": DQSGD(k=7.0, alpha=1.0, steps=2)}, hvd.size())],
 )
-def test_all_ranks_frames_come_to_the_host_only_for_schedules_that_need_them(
-    options: dict[str, Any], all_frames: int
+def test_no_gradient_comes_to_the_host_and_frames_only_for_schedules_that_need_them(
+    options: dict[str, Any], all_frames: int, graph: bool
 ) -> None:
     gradient = tt.randn(100, 50)
     (frame,) = tt.frames_of([gradient])
     compression = QSGD(**options)
+
+    def reduce(tensor: Any) -> Any:
+        with tf.device("GPU:0"):
+            return hvd.allreduce(tf.identity(tensor), compression=compression)
+
+    run = tf.function(reduce, input_signature=[tf.TensorSpec(None)]) if graph else reduce
     with tf.device("GPU:0"):
         tensor = tf.identity(tf.constant(gradient))
-        calls()
-        hvd.allreduce(tensor, compression=compression)
+    calls()
+    run(tensor)
     # Horovod gathers on the CPU here, which takes this rank's frame; tokens and verdicts are short.
     assert calls().bytes_to_host // len(frame) == 1 + all_frames
 
