@@ -51,6 +51,8 @@ class CudaPath:
         self._encoder = Encoder()
         self._waiting: list[weakref.ref[Journey]] = []  # to set out
         self._enqueued: deque[_Sums] = deque()
+        # Memory of the host that a kernel is still to write to must not be used again.
+        weakref.finalize(self, _wait_for_all, self._enqueued).atexit = False
 
     def takes(self) -> bool:
         """Whether the kernels can do what the compressor's settings ask for."""
@@ -101,7 +103,13 @@ class CudaPath:
         self.check(ticket.serial)
         if journey.result is None or journey.factor != factor:
             journey.factor, journey.result = factor, None
-            self._add_up([one for one in journey.ready_together() if self._can_add_up(one)])
+            summands = [one for one in journey.ready_together() if self._can_add_up(one)]
+            try:
+                self._add_up(summands)
+            except Exception:  # what was not written must not be taken for a sum by those that come after
+                for one in summands:
+                    one.result = None
+                raise
         result, words = journey.result, journey.words
         journey.result = journey.words = None
         assert words is not None
@@ -123,8 +131,7 @@ class CudaPath:
 
     def forget(self) -> None:
         """Wait for all sums, whose gradients are given up."""
-        while self._enqueued:
-            self._enqueued.popleft().done.synchronize()
+        _wait_for_all(self._enqueued)
 
     def _depart(self, journeys: list[Journey], device: torch.device) -> None:
         group = Group(journeys)
@@ -168,7 +175,7 @@ class CudaPath:
             if len(fixed) == 1:
                 _decode(fixed[0], fixed[0].ticket.slot.buffers.scratch, stream)
             elif fixed:
-                _decode_many(fixed, stream)
+                _decode_many(fixed, device, stream)
             for journey in variable:
                 slot: Slot = journey.ticket.slot
                 _decode(
@@ -187,6 +194,11 @@ class CudaPath:
             if journey.result is not None:
                 self._core.decoded(journey.ticket.slot, 8 * journey.words.numel(), begin)  # type: ignore[union-attr]
                 begin = time.perf_counter()
+
+
+def _wait_for_all(enqueued: deque[_Sums]) -> None:
+    while enqueued:
+        enqueued.popleft().done.synchronize()
 
 
 def _varies(slot: Slot) -> bool:
@@ -209,9 +221,9 @@ def _decode(journey: Journey, scratch: Tensor, stream: int) -> None:
     )
 
 
-def _decode_many(journeys: list[Journey], stream: int) -> None:
+def _decode_many(journeys: list[Journey], device: torch.device, stream: int) -> None:
     table = (native_cuda.Summation * len(journeys))(*[_summation(journey) for journey in journeys])
-    scratch = memory(native_cuda.decode_sum_many_scratch(table), journeys[0].form.gradient.device)
+    scratch = memory(native_cuda.decode_sum_many_scratch(table), device)
     native_cuda.decode_sum_many(table, room(scratch), stream)
 
 

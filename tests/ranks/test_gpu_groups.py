@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import horovod.torch as hvd
 import pytest
 import ranktools as rt
 import torch
-from pretended_gpu import pretend, pretended_libraries
+from pretended_gpu import Event, pretend, pretended_libraries
 
 from hvd_qsgd import native_cuda
 from hvd_qsgd.errors import QSGDError
@@ -152,3 +153,37 @@ def test_gradients_that_are_not_looked_into_do_not_set_out(monkeypatch: pytest.M
     assert len(gpu.lent) == 2
     output = hvd.allreduce(token, name="by_number")
     rt.assert_within_grid(compressor.decompress(output, ctx), gradient)
+
+
+def test_a_sum_that_failed_is_not_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group's other gradients, which were to be added up by the call that failed, are added up later."""
+    pretend(monkeypatch)
+    compressor = QSGD(min_size=0)
+    gradients = [rt.randn(60, 50, seed=k) for k in range(3)]
+    for step in range(2):  # of which the second adds up together
+        tokens, contexts = zip(*[compressor.compress(gradient) for gradient in gradients])
+        outputs = hvd.synchronize(hvd.grouped_allreduce_async_(list(tokens), name="failed"))
+        if step == 0:
+            for output, ctx in zip(outputs, contexts):
+                compressor.decompress(output, ctx)
+
+    def fails(*arguments: Any) -> Any:
+        raise QSGDError("no memory is left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native_cuda, "decode_sum_many", fails)
+        with pytest.raises(QSGDError, match="no memory is left"):
+            compressor.decompress(outputs[0], contexts[0])
+    for output, ctx, gradient in zip(outputs[1:], contexts[1:], gradients[1:]):
+        rt.assert_within_grid(compressor.decompress(output, ctx), gradient)
+
+
+def test_a_compressor_that_goes_waits_for_its_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their verdicts are still to be written."""
+    pretend(monkeypatch)
+    compressor = QSGD()
+    rt.reduced(rt.randn(60, 60), compressor)
+    monkeypatch.setattr(Event, "waits", 0)
+    del compressor
+    gc.collect()
+    assert Event.waits == 1
