@@ -49,8 +49,8 @@ def device_beside(gradient: Any) -> str | None:
 
 @functools.cache
 def _on_gpus() -> bool:
-    """Whether there is a GPU and the CUDA kernels for it, which the ops then have; warns where only those lack."""
-    if not tf.config.list_physical_devices("GPU") or not native_cuda.available():
+    """Whether TensorFlow uses a GPU and the ops have CUDA kernels for it; warns where only these lack."""
+    if not tf.config.get_visible_devices("GPU") or not native_cuda.available():
         return False
     load = native_library().qsgd_tensorflow_load_cuda
     load.argtypes, load.restype = (ctypes.c_char_p,), c_int
