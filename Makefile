@@ -4,6 +4,10 @@
 MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
+# With -j too, targets are made one after the other, for some make the same files; what each compiles, JOBS at a time.
+ifeq ($(MAKELEVEL),0)
+.NOTPARALLEL:
+endif
 
 # Python: the environment's own, made when needed; or PYTHON=, used as it is, and then no environment is made.
 ifdef PYTHON
