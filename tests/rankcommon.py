@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from mpi4py import MPI
 
 COMM = MPI.COMM_WORLD.Dup()
 RANK, SIZE = COMM.Get_rank(), COMM.Get_size()
+
+on_two_ranks = pytest.mark.skipif(SIZE > 2, reason="what it tests does not depend on the number of ranks")
 
 
 def from_all_ranks(value: Any) -> list[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ranktools as rt
 import torch
+from rankcommon import on_two_ranks
 
 import hvd_qsgd
 from hvd_qsgd import QSGDError
@@ -93,6 +94,7 @@ def test_every_step_is_the_algorithm_s(average: bool, dtype: torch.dtype) -> Non
         x = total / x.dtype.type(STEPS) if average else x
 
 
+@on_two_ranks
 def test_it_converges_to_float64_s_precision() -> None:
     shard = Shard(average=False)
     gaps = []
@@ -158,6 +160,7 @@ def test_mistakes_are_told_on_all_ranks() -> None:
     rt.assert_all_raise(lambda: other_size.snapshot(shard.closure(slice(None))), "different numbers of weights")
 
 
+@on_two_ranks
 def test_arguments_and_states_that_are_refused() -> None:
     weights = Shard().weights
     with pytest.raises(QSGDError, match="lr=0 is not a positive number"):
@@ -190,6 +193,7 @@ def test_wrong_arguments(wrong: Callable[[Shard], Any], words: str) -> None:
     rt.assert_all_raise(lambda: wrong(Shard()), words)
 
 
+@on_two_ranks
 def test_states_that_are_no_states() -> None:
     """Whatever is missing or of other weights; the optimizer stays as it is, with a learning rate of 0, too."""
     shard = Shard()

@@ -10,6 +10,7 @@ import horovod.torch as hvd
 import pytest
 import ranktools as rt
 import torch
+from rankcommon import on_two_ranks
 
 from hvd_qsgd.schedule import DQSGD, Budget, Constant, Piecewise, Schedule
 from hvd_qsgd.torch import QSGD
@@ -119,6 +120,7 @@ def test_a_step_is_a_reduction() -> None:
     assert compressor.state_dict()["schedule"]["progress"]["step"] == 4
 
 
+@on_two_ranks
 @pytest.mark.parametrize("how", SETTINGS[:5], ids=str)
 def test_a_resumed_run_is_the_uninterrupted_one(how: dict[str, Any]) -> None:
     """Wherever it is stopped."""

@@ -13,8 +13,6 @@ from ranks_tensorflow import tftools as tt
 
 from hvd_qsgd.keras import DistributedOptimizer
 
-on_two_ranks = tt.on_two_ranks
-
 
 class Counted(keras.Sequential):
     """Counts how often its training step is traced."""

@@ -10,7 +10,7 @@ import keras
 import kerastools as kt
 import pytest
 import tensorflow as tf
-from rankcommon import RANK, from_all_ranks
+from rankcommon import RANK, from_all_ranks, on_two_ranks
 from ranks_tensorflow import tftools as tt
 
 from hvd_qsgd.keras import QSGD, BroadcastGlobalVariablesCallback
@@ -38,6 +38,7 @@ def test_fit() -> None:
     assert ends[0][1]["step"] == 6
 
 
+@on_two_ranks
 def test_accumulated_gradients() -> None:
     """Keras's own accumulation is of reduced gradients: each pass is a step."""
     optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
@@ -49,7 +50,7 @@ def test_accumulated_gradients() -> None:
     assert progress(model)["step"] == 4
 
 
-@kt.on_two_ranks
+@on_two_ranks
 @pytest.mark.parametrize(("stop", "way"), [(0, "checkpoint"), (1, "state"), (4, "checkpoint")])
 def test_resumed_bit_for_bit(tmp_path: Path, stop: int, way: str) -> None:
     """By a model that was compiled without a schedule, and with the callback, which hands on one rank's."""

@@ -14,13 +14,14 @@ import kerastools as kt
 import numpy as np
 import pytest
 import tensorflow as tf
-from rankcommon import RANK, SIZE, assert_all_raise, from_all_ranks
+from rankcommon import RANK, SIZE, assert_all_raise, from_all_ranks, on_two_ranks
 from ranks_tensorflow import tftools as tt
 
 from hvd_qsgd import QSGDError
 from hvd_qsgd.keras import QSGD, BroadcastGlobalVariablesCallback, DistributedOptimizer, MetricAverageCallback
 
 
+@on_two_ranks
 @pytest.mark.parametrize("before", [0, 3])
 def test_a_checkpoint_continues_bit_for_bit(tmp_path: Path, before: int) -> None:
     """The optimizer's brings the compressor along; restored before the first step, or after some others."""
@@ -39,7 +40,7 @@ def test_a_checkpoint_continues_bit_for_bit(tmp_path: Path, before: int) -> None
     assert other.optimizer.compression.state_dict()["steps"]["#0"] == 8
 
 
-@kt.on_two_ranks
+@on_two_ranks
 @pytest.mark.parametrize("way", ["checkpoint", "state"])
 def test_residuals_continue_bit_for_bit(tmp_path: Path, way: str) -> None:
     """Every rank restores its own, which the callback leaves alone; also those that belong to no step yet."""
@@ -61,7 +62,7 @@ def test_residuals_continue_bit_for_bit(tmp_path: Path, way: str) -> None:
     assert len(set(from_all_ranks(tt.digest(state["residuals"]["tensors"].values())))) == SIZE
 
 
-@kt.on_two_ranks
+@on_two_ranks
 def test_a_saved_model_continues_bit_for_bit(tmp_path: Path) -> None:
     """With what the compressor's state_dict() says."""
     one = kt.compiled(keras.optimizers.Adam(0.01), QSGD(seed=5))
@@ -89,7 +90,7 @@ model.fit(numpy.ones((16, 48)), numpy.zeros(16), verbose=0)
 """
 
 
-@kt.on_two_ranks
+@on_two_ranks
 def test_a_saved_model_needs_no_hvd_qsgd(tmp_path: Path) -> None:
     model = kt.compiled(keras.optimizers.Adam(0.01), QSGD(), kind=keras.Sequential)
     kt.train(model, range(4))
@@ -179,6 +180,7 @@ def test_metric_average() -> None:
     assert all(theirs == later for theirs in from_all_ranks(later))
 
 
+@on_two_ranks
 def test_copies_are_optimizers_of_keras() -> None:
     """As what load_model() gives: they can be made distributed themselves."""
     optimizer = DistributedOptimizer(keras.optimizers.SGD(0.1), compression=QSGD())
@@ -216,6 +218,7 @@ def test_a_loss_scale_around_the_optimizer_is_told_in_one_s_own_function() -> No
     assert_all_raise(lambda: step(tf.ones(4)), words, kind="StagingError")  # AutoGraph's, which adds where it was
 
 
+@on_two_ranks
 def test_xla_is_told() -> None:
     model = kt.compiled(keras.optimizers.SGD(0.1), QSGD(), jit_compile=True)
     assert_all_raise(lambda: model.train_on_batch(*kt.data(0)), "jit_compile=False")

@@ -10,7 +10,7 @@ import kerastools as kt
 import numpy as np
 import pytest
 import tensorflow as tf
-from rankcommon import RANK, SIZE, from_all_ranks
+from rankcommon import RANK, SIZE, from_all_ranks, on_two_ranks
 from ranks_tensorflow import tftools as tt
 
 from hvd_qsgd.keras import QSGD, BroadcastGlobalVariablesCallback, DistributedOptimizer
@@ -35,7 +35,7 @@ def test_replicas_after_200_steps() -> None:
     assert 4 < stats.bits_per_coordinate < 5
 
 
-@kt.on_two_ranks
+@on_two_ranks
 def test_every_way_to_run_a_step_is_the_same() -> None:
     ways: list[dict[str, Any]] = [
         {},
@@ -94,7 +94,7 @@ def loss_of(model: Any, step: int, rank: int) -> Any:
 
 
 @pytest.mark.parametrize("qsgd", [False, True])
-@kt.on_two_ranks
+@on_two_ranks
 def test_gradient_accumulation(qsgd: bool) -> None:
     """Every second step applies the mean of two steps' means."""
     model = kt.compiled(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), QSGD(bits=8) if qsgd else None)

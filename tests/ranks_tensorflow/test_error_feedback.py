@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 import tftools as tt
-from rankcommon import RANK, SIZE, from_all_ranks
+from rankcommon import RANK, SIZE, from_all_ranks, on_two_ranks
 
 import hvd_qsgd
 from hvd_qsgd import QSGDError
@@ -50,6 +50,7 @@ def test_every_step_is_what_it_must_be(how: dict[str, Any], dtype: str) -> None:
     assert tt.same_bits(read, residual)
 
 
+@on_two_ranks
 def test_eager_is_the_same() -> None:
     models = [tt.Model(QSGD(codec="onebit", error_feedback=True)) for _ in range(2)]
     models[0].step = models[0]._step
@@ -59,6 +60,7 @@ def test_eager_is_the_same() -> None:
     assert models[1].traces == 1
 
 
+@on_two_ranks
 def test_accumulated_gradients() -> None:
     keras.utils.set_random_seed(3)
     model = keras.Sequential([keras.layers.Dense(40, input_shape=(48,)), keras.layers.Dense(30)])
@@ -74,6 +76,7 @@ def test_accumulated_gradients() -> None:
     assert all(array.any() for array in compression.state_dict()["residuals"]["tensors"].values())
 
 
+@on_two_ranks
 @pytest.mark.parametrize("way", ["state", "checkpoint"])
 def test_resumed_at_any_step(way: str, tmp_path: Any) -> None:
     """Every rank saves and loads its own."""
@@ -95,6 +98,7 @@ def test_resumed_at_any_step(way: str, tmp_path: Any) -> None:
         assert tt.assert_replicas_equal(again.weights) == end, step
 
 
+@on_two_ranks
 def test_states() -> None:
     """Another rank's residuals become zero; what is none is refused, and nothing changes."""
     model = tt.Model(QSGD(codec="onebit", error_feedback=True))
@@ -114,6 +118,7 @@ def test_states() -> None:
     tt.assert_replicas_equal(model.weights)
 
 
+@on_two_ranks
 def test_a_shape_that_is_not_static() -> None:
     compression = QSGD(codec="onebit", error_feedback=True, min_size=0)
     signature = [tf.TensorSpec([None, 40])]
@@ -123,6 +128,7 @@ def test_a_shape_that_is_not_static() -> None:
         run(tf.zeros([40, 40]))
 
 
+@on_two_ranks
 def test_clipping() -> None:
     compression = QSGD.preset("terngrad")
     for step, everyone in enumerate([tt.of_all_ranks(60, 70), [np.full((60, 70), 3, np.float32)] * SIZE]):
@@ -132,6 +138,7 @@ def test_clipping() -> None:
         assert tt.same_bits(result, tt.decoded(clipped, step=step, codec="ternary", bucket_size=None))
 
 
+@on_two_ranks
 def test_presets() -> None:
     compression = QSGD.preset("qsgd-theory")
     everyone = tt.of_all_ranks(60, 70)

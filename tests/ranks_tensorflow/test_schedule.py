@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 import tftools as tt
-from rankcommon import RANK, SIZE, assert_all_raise, from_all_ranks
+from rankcommon import RANK, SIZE, assert_all_raise, from_all_ranks, on_two_ranks
 
 from hvd_qsgd.compressor import Compressor, Options, Ranks
 from hvd_qsgd.config import Quantization
@@ -121,6 +121,7 @@ def test_the_same_levels_as_without_tensorflow(how: dict[str, Any], graph: bool)
     assert len(levels) > 1 or how["schedule"] == Constant(levels=9) or levels == {None}
 
 
+@on_two_ranks
 @pytest.mark.parametrize("how", [SETTINGS[2], {"schedule": Budget(5.0, STEPS), "error_feedback": True}], ids=str)
 def test_training(how: dict[str, Any]) -> None:
     """With the tape, though one rank traces again; what is on its way is counted."""
@@ -136,6 +137,7 @@ def test_training(how: dict[str, Any]) -> None:
     assert state["progress"]["bits"] == 8 * sum(from_all_ranks(compression.stats().bytes_sent))
 
 
+@on_two_ranks
 def test_a_budget_is_kept() -> None:
     model = tt.Model(QSGD(min_size=0, schedule=Budget(4.6, 60)))
     model.train(range(60))
@@ -143,7 +145,7 @@ def test_a_budget_is_kept() -> None:
     assert sum(spent) / SIZE == pytest.approx(4.6, rel=0.01)
 
 
-@tt.on_two_ranks
+@on_two_ranks
 @pytest.mark.parametrize("passes", [1, 3])
 def test_a_step_is_a_reduction(passes: int) -> None:
     """Of a Keras 2 optimizer: with backward_passes_per_step, not of every batch."""
@@ -163,7 +165,7 @@ def test_a_step_is_a_reduction(passes: int) -> None:
     tt.assert_replicas_equal(model.get_weights())
 
 
-@tt.on_two_ranks
+@on_two_ranks
 @pytest.mark.parametrize("way", ["state", "checkpoint"])
 @pytest.mark.parametrize("how", SETTINGS[2:4], ids=str)
 def test_resumed_at_any_step(how: dict[str, Any], way: str, tmp_path: Any) -> None:
@@ -197,7 +199,7 @@ def test_resumed_at_any_step(how: dict[str, Any], way: str, tmp_path: Any) -> No
     assert "schedule" not in again.compression.state_dict()
 
 
-@tt.on_two_ranks
+@on_two_ranks
 def test_changes() -> None:
     """A schedule begins anew where it is given, goes on when others change, and ends with bits=."""
     compression, traces = QSGD(bits=4, min_size=0), 0
@@ -291,7 +293,7 @@ def test_steps_that_cannot_be_told_apart() -> None:
     )
 
 
-@tt.on_two_ranks
+@on_two_ranks
 def test_other_gradients_in_other_steps() -> None:
     """Of another function, or of the branch that is taken: what counts is what was reduced."""
     how: dict[str, Any] = {"schedule": Budget(4.4, STEPS, allocation="tensor")}

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 import tftools as tt
-from rankcommon import RANK, SIZE, from_all_ranks
+from rankcommon import RANK, SIZE, from_all_ranks, on_two_ranks
 
 from hvd_qsgd.tensorflow import QSGD
 
@@ -46,6 +46,7 @@ def test_one_rank_traces_again() -> None:
     tt.assert_replicas_equal(model.weights)
 
 
+@on_two_ranks
 def test_the_tape_in_eager_mode_is_the_tape_in_a_function() -> None:
     models = [tt.Model(QSGD()) for _ in range(2)]
     models[0].step = models[0]._step
@@ -85,6 +86,7 @@ def test_options_of_the_tape(options: dict[str, Any]) -> None:
     tt.assert_replicas_equal(model.weights)
 
 
+@on_two_ranks
 @pytest.mark.parametrize("deferred", [True, False])
 def test_a_checkpoint_continues_bit_for_bit(tmp_path: Path, deferred: bool) -> None:
     """Restored before the first trace, or into a model that was trained otherwise."""

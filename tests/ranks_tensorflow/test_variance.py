@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tftools as tt
-from rankcommon import RANK, SIZE, from_all_ranks
+from rankcommon import RANK, SIZE, from_all_ranks, on_two_ranks
 
 import hvd_qsgd
 from hvd_qsgd.tensorflow import QSGD
@@ -42,6 +42,7 @@ def test_eager(how: dict[str, Any]) -> None:
         assert len({(header.levels, header.codec) for header in from_all_ranks(mine)}) > 1
 
 
+@on_two_ranks
 def test_graph() -> None:
     """Settings change, and nothing is traced again."""
     compression, traces = QSGD(name="qualities"), 0
@@ -60,6 +61,7 @@ def test_graph() -> None:
     assert traces == 1
 
 
+@on_two_ranks
 def test_lengths_stay_put() -> None:
     model = tt.Model(QSGD(variance=0.1))
     model.train(range(10))
@@ -74,6 +76,7 @@ def test_lengths_stay_put() -> None:
     assert model.compression.stats().frames_resized == 0
 
 
+@on_two_ranks
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Any) -> None:
     model = tt.Model(QSGD(variance=0.2))
     model.train(range(5))

@@ -21,8 +21,6 @@ Array = np.ndarray[Any, Any]
 EVEN = hvd.ProcessSet([0, 2] if SIZE >= 4 else [0])
 PROCESS_SETS = [EVEN]
 
-on_two_ranks = pytest.mark.skipif(SIZE > 2, reason="what it tests does not depend on the number of ranks")
-
 
 def randn(*shape: int, seed: int = 0, dtype: str = "float32", rank: int = RANK) -> Array:
     """This rank's gradient, or another's."""
