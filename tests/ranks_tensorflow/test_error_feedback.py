@@ -86,14 +86,9 @@ def test_resumed_at_any_step(way: str, tmp_path: Any) -> None:
         saved.append(([weight.numpy() for weight in model.weights], model.compression.state_dict(), file))
         model.train(range(step, step + 1))
     end = tt.assert_replicas_equal(model.weights)
-    for step, (weights, state, file) in enumerate(saved):
+    for step, each in enumerate(saved):
         again = tt.Model(QSGD(codec="onebit", error_feedback=True, seed=9))
-        for weight, value in zip(again.weights, weights):
-            weight.assign(value)
-        if way == "state":
-            again.compression.load_state_dict(state)
-        else:
-            tf.train.Checkpoint(compression=again.compression).restore(file)
+        again.go_on(way, *each)
         again.train(range(step, 4))
         assert tt.assert_replicas_equal(again.weights) == end, step
 

@@ -177,16 +177,10 @@ def test_resumed_at_any_step(how: dict[str, Any], way: str, tmp_path: Any) -> No
         model.train(range(step, step + 1))
     end = tt.assert_replicas_equal(model.weights)
     for step in (0, 1, 4):
-        weights, state, file = saved[step]
         again = tt.Model(QSGD(bits=3, seed=9))
         if step == 4:
             again.train(range(2))
-        for weight, value in zip(again.weights, weights):
-            weight.assign(value)
-        if way == "state":
-            again.compression.load_state_dict(state)
-        else:
-            tf.train.Checkpoint(compression=again.compression).restore(file)
+        again.go_on(way, *saved[step])
         again.train(range(step, 5))
         assert tt.assert_replicas_equal(again.weights) == end, step
         assert again.traces == 1

@@ -89,6 +89,15 @@ class Model:
             weight.assign_sub(0.1 * gradient)
         return loss
 
+    def go_on(self, way: str, weights: list[Array], state: dict[str, Any], file: str) -> None:
+        """From these weights, and the compressor's state, or, if the way is "checkpoint", its checkpoint."""
+        for weight, value in zip(self.weights, weights):
+            weight.assign(value)
+        if way == "state":
+            self.compression.load_state_dict(state)
+        else:
+            tf.train.Checkpoint(compression=self.compression).restore(file)
+
     def train(self, steps: range, size: int = 16) -> float:
         for step in steps:
             loss = self.step(*batch(step, size))
