@@ -81,23 +81,3 @@ def test_seed_and_step_from_memory() -> None:
         how = {"codec": codec, "levels": 7, "bucket_size": 512, "tensor": 5, "rank": 2}
         frame = cuda_kernels().encode(array, draw=Draw(2**63 + 9, 77, 0), seed=1, step=1, **how)
         assert frame == ref.encode(array, seed=2**63 + 9, step=77, **how)
-
-
-@pytest.mark.parametrize("n", [0, 700])
-def test_padding(n: int) -> None:
-    array = make_input("gaussian", n)
-    how = {"codec": "elias-sparse", "levels": 7, "bucket_size": 512}
-    frame = ref.encode(array, **how)
-    padded = cuda_kernels().encode(array, padding=4096, **how)
-    assert padded == ref.seal(ref.parse(frame), frame[96 : ref.parse(frame).coded_bytes], len(frame) + 4096)
-
-
-def test_a_frame_that_is_cut_off_is_refused() -> None:
-    array = make_input("gaussian", 700)
-    how = {"codec": "elias-dense", "levels": 7, "bucket_size": 512}
-    whole = len(ref.encode(array, **how))
-    for padding in (-16, 112 - whole):  # within the strings; and before the blocks' lengths
-        cut = cuda_kernels().encode(array, padding=padding, **how)
-        assert len(cut) == whole + padding
-        with pytest.raises(ref.FrameError, match="2"):
-            ref.decode_sum([cut], count=700, dtype="float32", tensor=0, step=0)

@@ -67,22 +67,6 @@ def test_seed_and_step_from_memory() -> None:
     assert frame == ref.encode(array, seed=2**63 + 9, step=77, **how)
 
 
-def test_padding() -> None:
-    array = make_input("gaussian", 700)
-    how = {"codec": "rans", "levels": 7, "bucket_size": 512}
-    frame = ref.encode(array, **how)
-    padded = cuda_kernels().encode(array, padding=4096, **how)
-    assert padded == ref.seal(ref.parse(frame), frame[96 : ref.parse(frame).coded_bytes], len(frame) + 4096)
-
-
-def test_a_frame_that_is_cut_off_is_refused() -> None:
-    array = make_input("gaussian", 700)
-    how = {"codec": "rans", "levels": 7, "bucket_size": 512}
-    cut = cuda_kernels().encode(array, padding=-16, **how)
-    with pytest.raises(ref.FrameError, match="2"):
-        ref.decode_sum([cut], count=700, dtype="float32", tensor=0, step=0)
-
-
 def test_wrong_arguments() -> None:
     c = cuda_kernels().c
     spec, room = make_spec(600, codec="rans", levels=7, bucket_size=512), ctypes.c_uint64()
