@@ -17,7 +17,8 @@ from hvd_qsgd.progress import Progress, levels_of, width_of
 
 MOST_STEPS = 2**32 - 1
 MOST_BITS, MOST_LEVELS = 16, 2**15 - 1  # of any codec
-FIRST_WIDTH = 4.0  # where the gradient's norm decides, in the first step, before there is one
+FIRST_WIDTH = 4.0  # in the first step, before there is a norm, or a frame's size
+FIRST_SHARE = 2.0  # of a budget's average, that the first step may take
 ALLOCATIONS = ("equal", "tensor")
 
 StepValues = Union[Mapping[int, int], tuple[tuple[int, int], ...]]
@@ -132,8 +133,9 @@ class Budget(Schedule):
 
     As with DQSGD, the logarithm of the levels in step t is θ + (T-1-t)/2·log2(alpha) + log2(‖g_t‖). Each step solves
     for the θ that spends what is left of the budget in the steps that are left, if the norms stay what they are on
-    average. Counted is what frames really have: codes, scales, headers and padding, on average over the ranks. After
-    the last step it goes on with the same average.
+    average. Counted is what frames really have: codes, scales, headers and padding, on average over the ranks. The
+    first step, before there were any, has 7 levels if that takes no more than twice the average. After the last step it
+    goes on with the same average.
 
     Args:
         bits_per_coordinate: the average. What one level takes at least is spent anyway, and no more than the codec has.
@@ -189,7 +191,10 @@ class Budget(Schedule):
 
         first = low - max(now, later)
         last = most - min(now, later + slope * max(after - 1, 0))
-        return clip(solve(planned, left, first, last) + now, low, most) + past.carry
+        width = clip(solve(planned, left, first, last) + now, low, most) + past.carry
+        if past.overhead is None:  # nobody knows yet what frames take, and a first step of few levels costs a run more
+            width = max(width, min(FIRST_WIDTH, FIRST_SHARE * self.bits_per_coordinate - overhead))
+        return width
 
     def _saved(self, past: Progress) -> float:
         """Bits of the steps so far that were not spent, for each element of a step."""

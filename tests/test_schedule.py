@@ -119,6 +119,13 @@ def test_early_steps_get_the_floor(floor: float | None) -> None:
     assert max(widths[-5:]) > 6
 
 
+@pytest.mark.parametrize(("average", "levels"), [(0.1, 1), (0.9, 2), (1.5, 5), (2.5, 7), (3.4, 7), (6.0, 49)])
+def test_the_first_step_of_a_budget(average: float, levels: int) -> None:
+    """Seven levels if they take no more than twice the average, of normal values; as many as the average allows."""
+    controller = Controller(Quantization.create(codec="rans", schedule=Budget(average, 99)))
+    assert controller.quantization("w", 9999).levels == levels
+
+
 def test_after_the_last_step_the_average_goes_on() -> None:
     spent, _ = run(Quantization.create(schedule=Budget(2.5, 50)), np.ones(200), packed_bits)
     assert spent == pytest.approx(2.5, rel=0.003)
