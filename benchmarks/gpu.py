@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import resnet50, torch_baselines
 from benchmarks.gpu_device import Device, Exchange, Exchanges
+from benchmarks.gpu_overlap import overlap_table
 from hvd_qsgd import native_cuda
 
 EMULATED = Path(__file__).parents[1] / "build/cuda-emulated/libhvd_qsgd_cuda.so"
@@ -193,6 +194,7 @@ def report(device: Device, log2: int) -> tuple[str, bool]:
         (f"n = 2^{log2}", lambda: kernels_table(device, 1 << log2)),
         ("many tensors", lambda: step_table(device)),
         ("PyTorch's own hooks", lambda: hooks_table(device)),
+        ("encoding beside backward", lambda: overlap_table(device)),
     ]
     texts, complete = [f"{device.name}, bucket 512 and max norm unless it says otherwise"], True
     for name, rows in parts:

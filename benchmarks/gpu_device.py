@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import statistics
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hvd_qsgd import frames, native, native_cuda, wire
+from hvd_qsgd import frames, native, native_cuda, torch_streams, wire
 from hvd_qsgd.config import Quantization
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.torch_cuda_encode import VARIABLE_LENGTH
@@ -62,6 +63,27 @@ class Device:
             run()
         return graph.replay
 
+    def mark(self) -> Any:
+        """An event on the current stream, which takes the time."""
+        if self.emulated:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, begin: Any, end: Any) -> float:
+        """Seconds between two marks, which are over."""
+        return end - begin if self.emulated else begin.elapsed_time(end) / 1e3
+
+    def wait_for(self, mark: Any) -> None:
+        """The current stream waits."""
+        if not self.emulated:
+            torch.cuda.current_stream().wait_event(mark)
+
+    def encoding(self, tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+        """Work goes to the stream on which the PyTorch frontend encodes."""
+        return contextlib.nullcontext() if self.emulated else torch_streams.GPU.encoding(tensor.device)
+
     def seconds(self, runs: Sequence[Run], turns: int) -> list[float]:
         """The median that each takes on the GPU; all take turns."""
         times: list[list[float]] = [[] for _ in runs]
@@ -76,13 +98,12 @@ class Device:
             return [self.host_seconds(run) for run in runs]
         self.synchronize()
         torch.cuda._sleep(AHEAD_CYCLES)
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(runs) + 1)]
-        marks[0].record()
-        for run, mark in zip(runs, marks[1:]):
+        marks = [self.mark()]
+        for run in runs:
             run()
-            mark.record()
+            marks.append(self.mark())
         self.synchronize()
-        return [begin.elapsed_time(end) / 1e3 for begin, end in zip(marks, marks[1:])]
+        return [self.between(begin, end) for begin, end in zip(marks, marks[1:])]
 
     def host_seconds(self, run: Run) -> float:
         """What the caller spends, from an idle GPU on."""

@@ -29,9 +29,8 @@ def test_all_tables(tmp_path: Path) -> None:
     assert file.read_text(encoding="utf-8") == ended.stdout
     rows = [line for line in ended.stdout.splitlines() if line.startswith("| ")]
     kernels = 2 * (len(gpu.SETTINGS) + 2 * len(gpu.HALVES))
-    assert len(rows) == (1 + 1 + kernels + 1) + (1 + 4) + (1 + 3), (
-        ended.stdout
-    )  # heads, the copy, torch's; ResNet-50; hooks
+    tables = [1 + kernels + 1, 4, 3, 5]  # copy and torch's; ResNet-50; hooks; overlap
+    assert len(rows) == sum(1 + table for table in tables), ended.stdout
     assert sum("≥ 0.8" in row for row in rows) == len(gpu.BARS)
 
 
@@ -60,7 +59,8 @@ def test_a_failing_part_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(gpu, "kernels_table", fail)
     monkeypatch.setattr(gpu, "step_table", lambda _: iter([("head",), ("row",)]))
-    monkeypatch.setattr(gpu, "hooks_table", lambda _: iter([("head",), ("line",)]))
+    for table in ("hooks_table", "overlap_table"):
+        monkeypatch.setattr(gpu, table, lambda _: iter([("head",), ("line",)]))
     text, complete = gpu.report(NoDevice(), 9)
     assert not complete
     assert "n = 2^9: failed: no such table" in text
