@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ranktools as rt
 import torch
+from rankcommon import on_two_ranks
 
 import hvd_qsgd
 from hvd_qsgd import QSGDError
@@ -111,6 +112,7 @@ def test_measuring_the_error() -> None:
     assert compressor.stats().squared_error == pytest.approx(float(residual.double().square().sum()))
 
 
+@on_two_ranks
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("error_feedback", [False, True])
 def test_clipping(dtype: torch.dtype, error_feedback: bool) -> None:
@@ -151,6 +153,7 @@ def train(model: torch.nn.Module, optimizer: Any, steps: range, passes: int = 1)
     return rt.assert_replicas_equal(model.parameters())
 
 
+@on_two_ranks
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("how", [{"codec": "onebit"}, {"bits": 2}, {"variance": 1.0}], ids=str)
 def test_resumed_at_any_step(how: dict[str, Any], passes: int) -> None:
@@ -206,6 +209,7 @@ def test_a_state_that_is_broadcast() -> None:
     assert np.array_equal(rt.reduced(gradient, compressor).numpy(), expected.next(gradient, 1))
 
 
+@on_two_ranks
 def test_states_that_are_refused() -> None:
     compressor = QSGD(codec="onebit", error_feedback=True)
     rt.reduced(rt.randn(40, 50), compressor)

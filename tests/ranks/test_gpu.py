@@ -10,12 +10,14 @@ import pytest
 import ranktools as rt
 import torch
 from pretended_gpu import Event, pretend, pretended_libraries
+from rankcommon import on_two_ranks
 
 from hvd_qsgd import native, native_cuda
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.schedule import Budget, Piecewise
 from hvd_qsgd.torch import QSGD
 
+pytestmark = on_two_ranks  # on four: test_gpu_groups.py
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 ON_GPU: list[dict[str, Any]] = [
     {},

@@ -13,6 +13,7 @@ import pytest
 import ranktools as rt
 import torch
 from pretended_gpu import Event, pretend, pretended_libraries
+from rankcommon import on_two_ranks
 
 from hvd_qsgd import native_cuda
 from hvd_qsgd.errors import QSGDError
@@ -74,6 +75,7 @@ def test_a_group_takes_one_call(monkeypatch: pytest.MonkeyPatch, grouped: bool, 
     gpu.compressor.stats()
 
 
+@on_two_ranks
 def test_a_group_of_one_codec_and_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Changed in between."""
     pretend(monkeypatch)
@@ -128,6 +130,7 @@ def test_a_group_with_a_damaged_frame_names_it(monkeypatch: pytest.MonkeyPatch) 
     assert not any(result.isnan().any() for result in group.step())
 
 
+@on_two_ranks
 def test_a_group_that_is_reduced_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """And differently from last time: each gradient gets the factor of its own token."""
     pretend(monkeypatch)
@@ -141,6 +144,7 @@ def test_a_group_that_is_reduced_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
             rt.assert_within_grid(result / (rt.SIZE if op == hvd.Sum else 1), gradient)
 
 
+@on_two_ranks
 def test_gradients_that_are_not_looked_into_do_not_set_out(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = pretend(monkeypatch)
     compressor, gradient = QSGD(), rt.randn(60, 60)
@@ -155,6 +159,7 @@ def test_gradients_that_are_not_looked_into_do_not_set_out(monkeypatch: pytest.M
     rt.assert_within_grid(compressor.decompress(output, ctx), gradient)
 
 
+@on_two_ranks
 def test_a_sum_that_failed_is_not_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The group's other gradients, which were to be added up by the call that failed, are added up later."""
     pretend(monkeypatch)
@@ -178,6 +183,7 @@ def test_a_sum_that_failed_is_not_taken_for_one(monkeypatch: pytest.MonkeyPatch)
         rt.assert_within_grid(compressor.decompress(output, ctx), gradient)
 
 
+@on_two_ranks
 def test_a_compressor_that_goes_waits_for_its_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their verdicts are still to be written."""
     pretend(monkeypatch)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ranktools as rt
 from mpi4py import MPI
+from rankcommon import on_two_ranks
 
 from hvd_qsgd import mpi
 
@@ -138,6 +139,7 @@ def test_a_wrong_argument_on_one_rank_is_told_to_all(wrong: dict[str, Any]) -> N
     assert_close(mpi.allreduce(values(10), bits=8), values(10), MPI.COMM_WORLD, 127)
 
 
+@on_two_ranks
 def test_communicators_take_their_duplicates_along() -> None:
     """MPI has some thousands of them at most."""
     for _ in range(3000):

@@ -108,6 +108,7 @@ def test_it_converges_to_float64_s_precision() -> None:
     assert gaps[-1] < 1e-12 < gaps[0]
 
 
+@on_two_ranks
 @pytest.mark.parametrize("compression", ["default", "none"])
 def test_resumed_at_any_step(compression: str) -> None:
     def make() -> Shard:
@@ -188,6 +189,7 @@ WRONG: list[tuple[Callable[[Shard], Any], str]] = [
 ]
 
 
+@on_two_ranks
 @pytest.mark.parametrize(("wrong", "words"), WRONG, ids=[words for _, words in WRONG])
 def test_wrong_arguments(wrong: Callable[[Shard], Any], words: str) -> None:
     rt.assert_all_raise(lambda: wrong(Shard()), words)

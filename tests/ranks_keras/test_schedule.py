@@ -27,6 +27,7 @@ def progress(model: Any) -> dict[str, Any]:
     return of_schedule
 
 
+@on_two_ranks
 def test_fit() -> None:
     """In all modes the same steps, and the same weights bit for bit."""
     ends = []

@@ -192,6 +192,7 @@ def test_copies_are_optimizers_of_keras() -> None:
 # ---- mistakes ----
 
 
+@on_two_ranks
 @pytest.mark.parametrize("eager", [False, True])
 def test_a_loss_scale_around_the_optimizer_is_told(eager: bool) -> None:
     keras.config.set_dtype_policy("mixed_float16")
@@ -204,6 +205,7 @@ def test_a_loss_scale_around_the_optimizer_is_told(eager: bool) -> None:
     assert tt.digest(model.get_weights()) == tt.digest(before)
 
 
+@on_two_ranks
 def test_a_loss_scale_around_the_optimizer_is_told_in_one_s_own_function() -> None:
     optimizer = keras.optimizers.LossScaleOptimizer(DistributedOptimizer(keras.optimizers.SGD(0.1)))
     weight = keras.Variable(np.ones(4))
@@ -224,6 +226,7 @@ def test_xla_is_told() -> None:
     assert_all_raise(lambda: model.train_on_batch(*kt.data(0)), "jit_compile=False")
 
 
+@on_two_ranks
 def test_wrong_reductions_are_told() -> None:
     model = kt.compiled(keras.optimizers.SGD(0.1), QSGD(), op=hvd.Max)
     before = model.get_weights()
@@ -232,6 +235,7 @@ def test_wrong_reductions_are_told() -> None:
     assert tt.digest(model.get_weights()) == tt.digest(before)
 
 
+@on_two_ranks
 def test_mistakes() -> None:
     optimizer = DistributedOptimizer(keras.optimizers.SGD(0.1))
     for twice in (optimizer, keras.optimizers.LossScaleOptimizer(optimizer)):

@@ -113,6 +113,7 @@ def test_gradient_accumulation(qsgd: bool) -> None:
         assert error < (0.03 if qsgd and weight.ndim == 2 else 1e-5)  # biases are not compressed
 
 
+@on_two_ranks
 @pytest.mark.parametrize("eager", [False, True])
 def test_sparse_missing_and_frozen(eager: bool) -> None:
     """An embedding's tf.IndexedSlices, a layer that the loss does not reach, and one that is not trained."""
@@ -145,6 +146,7 @@ def test_sparse_missing_and_frozen(eager: bool) -> None:
         np.testing.assert_allclose(weight.numpy(), expected, rtol=0, atol=1e-6)
 
 
+@on_two_ranks
 @pytest.mark.parametrize("dependent", [True, False])
 def test_one_optimizer_several_times_in_one_step(dependent: bool) -> None:
     """One call after the other, as for a GAN's critic, or both at once: their operations do not meet."""
@@ -170,6 +172,7 @@ def test_one_optimizer_several_times_in_one_step(dependent: bool) -> None:
     assert optimizer.compression.stats().tensors_compressed == 20 * 2 * 2
 
 
+@on_two_ranks
 def test_two_optimizers_in_one_step() -> None:
     """Their operations have names of their own, dense and sparse."""
     keras.utils.set_random_seed(3)
@@ -204,6 +207,7 @@ def test_process_set() -> None:
     assert len({digests[rank] for rank in tt.EVEN.ranks}) == 1
 
 
+@on_two_ranks
 @pytest.mark.parametrize("eager", [False, True])
 def test_loss_scaling_skips_a_step_on_every_rank(eager: bool) -> None:
     """One rank's infinity: no rank's weights change, and every rank halves its scale."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tftools as tt
-from rankcommon import RANK, SIZE, assert_all_raise, from_all_ranks, outcomes
+from rankcommon import RANK, SIZE, assert_all_raise, from_all_ranks, on_two_ranks, outcomes
 
 from hvd_qsgd import QSGDError
 from hvd_qsgd.tensorflow import QSGD
@@ -117,6 +117,7 @@ def test_a_process_set_that_the_compressor_does_not_have() -> None:
         assert kind == "" or f"over the {SIZE} ranks that exchange its frames" in text
 
 
+@on_two_ranks
 @pytest.mark.parametrize("op", ["Min", "Max", "Product", "Adasum"])
 @pytest.mark.parametrize("graph", [False, True])
 def test_wrong_reductions_raise(op: str, graph: bool) -> None:
@@ -210,6 +211,7 @@ def test_only_one_rank_compresses() -> None:
     assert all(kind for kind, _ in outcomes(lambda: function(tf.ones([40, 50]))))
 
 
+@on_two_ranks
 def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     for how, words in (
         ({"bits": 9}, "bits=9"),
@@ -244,6 +246,7 @@ def test_frames_meet_whatever_scope_they_are_in() -> None:
     assert tt.same_bits(run(tf.constant(everyone[RANK])), tt.decoded(everyone, name="scopes"))
 
 
+@on_two_ranks
 def test_xla_is_refused_at_once() -> None:
     run = tf.function(lambda tensor: hvd.allreduce(tensor, compression=QSGD), jit_compile=True)
     with tf.device("cpu"):

@@ -56,6 +56,7 @@ def test_the_tape_in_eager_mode_is_the_tape_in_a_function() -> None:
     assert len(digests) == 1
 
 
+@on_two_ranks
 @pytest.mark.parametrize("seed", [0, 9])
 def test_the_class_the_seed_and_the_names(seed: int) -> None:
     """The class stands for an instance with the default arguments; a seed for another run."""
@@ -125,6 +126,7 @@ def fit(optimizer: Any, compression: Any, epochs: int = 1, wrap: Any = None, **o
     return model, history.history["loss"]
 
 
+@on_two_ranks
 def test_keras_fit() -> None:
     """208 steps; old and new optimizers are the same."""
     digests = []
@@ -137,6 +139,7 @@ def test_keras_fit() -> None:
     assert digests[0] == digests[1]
 
 
+@on_two_ranks
 @pytest.mark.parametrize(
     "options", [{"num_groups": 1}, {"gradient_predivide_factor": 2.0}, {"backward_passes_per_step": 3}], ids=str
 )
@@ -150,6 +153,7 @@ def test_options_of_the_optimizer(options: dict[str, Any]) -> None:
     assert (digest == tt.digest(plain.get_weights())) == (passes == 1)
 
 
+@on_two_ranks
 def test_loss_scaling_skips_a_step_on_every_rank() -> None:
     """One rank's infinity: no rank's weights change, and every rank halves its scale."""
     compression = QSGD()
