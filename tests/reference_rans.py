@@ -1,6 +1,6 @@
 """The rans payload of docs/wire_format.md once more, written from the page's sections 6 and 11 alone, with NumPy alone.
 
-Sixteen lanes are one NumPy array; rows and steps are plain loops.
+The lanes of all streams are one NumPy array, for no stream knows of another; rows and steps are plain loops.
 """
 
 from __future__ import annotations
@@ -83,6 +83,14 @@ class Model:
     def left_out(self, unit: int) -> bool:
         return self.mode > 0 and self.units[unit] == 0
 
+    def classes_of_units(self, units: Array) -> Array:
+        """Unit, row, lane."""
+        return np.stack([self.classes_of(unit) for unit in units]).reshape(-1, 32, 16)
+
+    def streams(self, units: int) -> list[list[int]]:
+        """The units that each stream knows of."""
+        return [[u for u in stream if not self.left_out(u)] for stream in streams_of(units)]
+
 
 def streams_of(units: int) -> Iterator[list[int]]:
     """The units of each stream."""
@@ -93,39 +101,57 @@ def streams_of(units: int) -> Iterator[list[int]]:
             yield list(range(first + k, last, step))
 
 
-# ---- encoding ----
+def rounds(streams: list[list[int]]) -> Iterator[tuple[Array, Array]]:
+    """The numbers of the streams that have a k-th unit, and these units, for each k."""
+    for k in range(max(map(len, streams))):
+        having = [s for s, stream in enumerate(streams) if len(stream) > k]
+        yield np.array(having), np.array([streams[s][k] for s in having])
+
+
+# ---- encoding: x and what is taken in have a row for each stream, and a column for each lane ----
 
 
 class Writer:
-    """Sixteen states that take in what the decoder gets last."""
+    """Each stream's sixteen states, that take in what the decoder gets last."""
 
-    def __init__(self) -> None:
-        self.x = np.full(16, 2**15, np.int64)
-        self.words: list[int] = []
+    def __init__(self, streams: int) -> None:
+        self.x = np.full((streams, 16), 2**15, np.int64)
+        self.words = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]  # the streams they are for, and the words
 
-    def make_room(self, lanes: Array, limit: Array) -> None:
-        full = lanes & (self.x >= limit)
-        self.words += (self.x[full] % 2**16).tolist()
-        self.x[full] >>= 16
+    def make_room(self, streams: Array, x: Array, lanes: Array, limit: Array) -> Array:
+        stream, lane = np.nonzero(lanes & (x >= limit))
+        if stream.size:
+            self.words.append((streams[stream], x[stream, lane] % 2**16))
+            x[stream, lane] >>= 16
+        return x
 
-    def push(self, lanes: Array, value: Array, bits: Array) -> None:
-        self.make_room(lanes, 2 ** (31 - bits))
-        self.x = np.where(lanes, (self.x << bits) + value, self.x)
+    def push(self, streams: Array, x: Array, lanes: Array, value: Array, bits: Array) -> Array:
+        if not lanes.any():
+            return x
+        x = self.make_room(streams, x, lanes, 2 ** (31 - bits))
+        return np.where(lanes, (x << bits) + value, x)
 
-    def push_symbol(self, f: Array, start: Array) -> None:
-        self.make_room(np.full(16, True), f * 2**21)
-        self.x = self.x // f * 1024 + self.x % f + start
-
-    def row(self, codes: Array, classes: Array, model: Model) -> None:
+    def units(self, streams: Array, codes: Array, classes: Array, model: Model) -> None:
+        """One unit each of these streams: stream, row, lane."""
         h = model.h[classes]
         moved = codes + 2**h // 2
         number, low = moved >> h, moved % 2**h
         escaped = (np.abs(number) > 15) | (model.f[classes, number % 32] == 0)
         symbol = np.where(escaped, ESCAPE, number % 32)
-        self.push(escaped, codes % 2**16 // 256, np.full(16, 8))
-        self.push(escaped, codes % 256, np.full(16, 8))
-        self.push(~escaped & (h > 0), low, h)
-        self.push_symbol(model.f[classes, symbol], model.start[classes, symbol])
+        f, start, eight = model.f[classes, symbol], model.start[classes, symbol], np.full_like(h, 8)
+        parts = (escaped, codes % 2**16 // 256, eight), (escaped, codes % 256, eight), (~escaped & (h > 0), low, h)
+        x, every = self.x[streams], np.full((streams.size, 16), True)
+        for row in range(32):
+            for lanes, value, bits in parts:
+                x = self.push(streams, x, lanes[:, row], value[:, row], bits[:, row])
+            x = self.make_room(streams, x, every, f[:, row] * 2**21)
+            x = x // f[:, row] * 1024 + x % f[:, row] + start[:, row]
+        self.x[streams] = x
+
+    def end(self) -> list[tuple[Array, Array]]:
+        """Each stream's words and states."""
+        owners, words = (np.concatenate(arrays) for arrays in zip(*self.words))
+        return [(words[owners == s], states) for s, states in enumerate(self.x)]
 
 
 def pack(codes: Array, levels: int, columns: int) -> bytes:
@@ -135,16 +161,14 @@ def pack(codes: Array, levels: int, columns: int) -> bytes:
         return b""
     whole = np.pad(codes.astype(np.int64), (0, -n % 512)).reshape(units, 512)
     model = Chooser(whole, n, levels, columns).best()
-    lengths, streams = b"", b""
-    for stream in streams_of(units):
-        writer = Writer()
-        for unit in [u for u in stream if not model.left_out(u)]:
-            classes = model.classes_of(unit).reshape(32, 16)
-            for row in range(32):
-                writer.row(whole[unit].reshape(32, 16)[row], classes[row], model)
-        lengths += struct.pack("<I", len(writer.words))
-        streams += np.array(writer.words, "<u2").tobytes() + writer.x.astype("<u4").tobytes()
-    return head(model) + lengths + streams
+    streams = model.streams(units)
+    writer = Writer(len(streams))
+    for numbers, mine in rounds(streams):
+        writer.units(numbers, whole[mine].reshape(-1, 32, 16), model.classes_of_units(mine), model)
+    ends = writer.end()
+    lengths = struct.pack(f"<{len(ends)}I", *(words.size for words, _ in ends))
+    data = b"".join(words.astype("<u2").tobytes() + states.astype("<u4").tobytes() for words, states in ends)
+    return head(model) + lengths + data
 
 
 def head(model: Model) -> bytes:
@@ -161,32 +185,54 @@ def head(model: Model) -> bytes:
 
 
 class Reader:
-    def __init__(self, words: Array, states: Array) -> None:
+    """Each stream's words, that are taken from their end, and its states."""
+
+    def __init__(self, words: Array, lengths: Array, states: Array, model: Model) -> None:
         require((states >= 2**15).all() and (states < 2**31).all(), "a state out of bounds")
-        self.x, self.words = states, words.tolist()
+        self.x, self.words = states, words
+        self.at = np.cumsum(lengths)
+        self.begin = self.at - lengths
+        classes, h = np.arange(len(model.h))[:, None], model.h[:, None]  # what the slots of the classes stand for:
+        self.f = model.f[classes, model.symbol].ravel()
+        self.above = (np.arange(1024) - model.start[classes, model.symbol]).ravel()
+        self.escape = (model.symbol == ESCAPE).ravel()
+        self.h = np.where(model.symbol == ESCAPE, 0, h).ravel()
+        self.code = (((model.symbol ^ 16) - 16) * 2**h - 2**h // 2).ravel()
 
-    def refill(self, lanes: Array) -> None:
-        for lane in reversed(np.flatnonzero(lanes & (self.x < 2**15))):
-            require(self.words, "a word is missing")
-            self.x[lane] = self.x[lane] * 2**16 + self.words.pop()
+    def refill(self, streams: Array, x: Array) -> Array:
+        lanes = np.flatnonzero(x < 2**15)
+        if lanes.size == 0:
+            return x
+        stream, flat = lanes // 16, x.ravel()
+        counts = np.bincount(stream, minlength=streams.size)
+        self.at[streams] -= counts
+        require((self.at >= self.begin).all(), "a word is missing")
+        first = self.at[streams] - np.cumsum(counts) + counts  # less the words of the streams before
+        flat[lanes] = flat[lanes] * 2**16 + self.words[first[stream] + np.arange(lanes.size)]
+        return flat.reshape(x.shape)
 
-    def pop(self, lanes: Array, bits: Array) -> Array:
-        value = np.where(lanes, self.x % 2**bits, 0)
-        self.x = np.where(lanes, self.x >> bits, self.x)
-        self.refill(lanes)
-        return value
+    def pop(self, streams: Array, x: Array, bits: Array) -> tuple[Array, Array]:
+        """The states, and what they gave."""
+        if not bits.any():
+            return x, np.zeros_like(x)
+        return self.refill(streams, x >> bits), x & ((1 << bits) - 1)
 
-    def row(self, classes: Array, model: Model) -> Array:
-        slot = self.x % 1024
-        symbol = model.symbol[classes, slot]
-        self.x = model.f[classes, symbol] * (self.x // 1024) + slot - model.start[classes, symbol]
-        self.refill(np.full(16, True))
-        escaped, h = symbol == ESCAPE, model.h[classes]
-        low = self.pop(~escaped & (h > 0), h)
-        code = ((symbol ^ 16) - 16) * 2**h + low - 2**h // 2
-        byte = self.pop(escaped, np.full(16, 8))
-        code = np.where(escaped, byte + 256 * self.pop(escaped, np.full(16, 8)), code)
-        return code.astype(np.int16).astype(np.int64)
+    def units(self, streams: Array, classes: Array) -> Array:
+        """One unit each of these streams: stream, row, lane."""
+        codes, x = np.zeros_like(classes), self.x[streams]
+        for row in reversed(range(32)):
+            slot = classes[:, row] * 1024 + x % 1024
+            x = self.refill(streams, self.f[slot] * (x // 1024) + self.above[slot])
+            x, low = self.pop(streams, x, self.h[slot])
+            escaped = self.escape[slot]
+            x, byte = self.pop(streams, x, 8 * escaped)
+            x, other = self.pop(streams, x, 8 * escaped)
+            codes[:, row] = np.where(escaped, byte + 256 * other, self.code[slot] + low).astype(np.int16)
+        self.x[streams] = x
+        return codes
+
+    def end(self) -> None:
+        require((self.at == self.begin).all() and (self.x == 2**15).all(), "a stream that does not end as it should")
 
 
 def unpack(payload: bytes, n: int) -> Array:
@@ -195,21 +241,19 @@ def unpack(payload: bytes, n: int) -> Array:
         require(payload == b"", "a payload of nothing")
         return np.zeros(0, np.int64)
     model, rest = open_head(payload, n, units)
-    streams = list(streams_of(units))
+    streams = [stream[::-1] for stream in model.streams(units)]
     require(len(rest) >= 4 * len(streams), "no room for the lengths")
-    lengths = np.frombuffer(rest, "<u4", len(streams)).tolist()
+    lengths = np.frombuffer(rest, "<u4", len(streams)).astype(np.int64)
     rest = rest[4 * len(streams) :]
-    require(len(rest) == sum(2 * length + 64 for length in lengths), "streams that do not fill the payload")
+    require(len(rest) == (2 * lengths + 64).sum(), "streams that do not fill the payload")
+    begins = np.cumsum(2 * lengths + 64) - (2 * lengths + 64)
+    words = [np.frombuffer(rest, "<u2", length, at) for length, at in zip(lengths, begins)]
+    states = [np.frombuffer(rest, "<u4", 16, at) for at in begins + 2 * lengths]
+    reader = Reader(np.concatenate(words).astype(np.int64), lengths, np.stack(states).astype(np.int64), model)
     codes = np.zeros((units, 32, 16), np.int64)
-    for stream, length in zip(streams, lengths):
-        states = np.frombuffer(rest, "<u4", 16, 2 * length).astype(np.int64)
-        reader = Reader(np.frombuffer(rest, "<u2", length).astype(np.int64), states)
-        for unit in reversed([u for u in stream if not model.left_out(u)]):
-            classes = model.classes_of(unit).reshape(32, 16)
-            for row in reversed(range(32)):
-                codes[unit, row] = reader.row(classes[row], model)
-        require(not reader.words and (reader.x == 2**15).all(), "a stream that does not end as it should")
-        rest = rest[2 * length + 64 :]
+    for numbers, mine in rounds(streams):
+        codes[mine] = reader.units(numbers, model.classes_of_units(mine))
+    reader.end()
     return codes.ravel()[:n]
 
 
