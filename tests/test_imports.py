@@ -66,30 +66,29 @@ def test_importing_does_not_load_the_library() -> None:
     imported_by(code)
 
 
+def without_horovod(frontend: str, words: str) -> str:
+    """Code that imports the frontend in vain, is told so, and then has Horovod again."""
+    code = f"sys.modules['horovod'] = None\ntry: import {frontend}\nexcept ImportError as error: "
+    code += f"assert {words!r} in str(error)\nelse: raise SystemExit('imported')\ndel sys.modules['horovod']\n"
+    return code
+
+
 @pytest.mark.torch
-def test_the_torch_frontend_imports_no_other_framework() -> None:
+def test_the_torch_frontend_imports_no_other_framework_and_says_what_is_missing() -> None:
     pytest.importorskip("horovod.torch")
-    modules = imported_by("import hvd_qsgd.torch")
+    code = without_horovod("hvd_qsgd.torch", "Horovod built for PyTorch")
+    modules = imported_by(code + "import hvd_qsgd.torch")
     assert {"torch", "horovod.torch"} <= modules
     assert not modules.intersection({"tensorflow", "keras", "mpi4py", "horovod.tensorflow"})
 
 
-def test_the_torch_frontend_says_what_is_missing() -> None:
-    code = "sys.modules['horovod'] = None\n"
-    code += (
-        "try: import hvd_qsgd.torch\nexcept ImportError as error: assert 'Horovod built for PyTorch' in str(error)\n"
-    )
-    code += "else: raise SystemExit('imported')"
-    pytest.importorskip("torch")
-    imported_by(code)
-
-
 @pytest.mark.tensorflow
-def test_the_tensorflow_frontend_imports_no_other_framework() -> None:
+def test_the_tensorflow_frontend_imports_no_other_framework_and_says_what_is_missing() -> None:
     """Nor does it need its ops before it is used; then it says how to get them."""
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("there is no TensorFlow")
-    code = "import pathlib, hvd_qsgd.tensorflow, hvd_qsgd.tensorflow_ops as ops\n"
+    code = without_horovod("hvd_qsgd.tensorflow", "Horovod built for TensorFlow")
+    code += "import pathlib, hvd_qsgd.tensorflow, hvd_qsgd.tensorflow_ops as ops\n"
     code += "ops.path = lambda: pathlib.Path('/nowhere.so')\n"
     code += "try: hvd_qsgd.tensorflow.QSGD()\n"
     code += "except hvd_qsgd.QSGDError as error: assert 'ops for TensorFlow 2.' in str(error), error\n"
@@ -100,27 +99,7 @@ def test_the_tensorflow_frontend_imports_no_other_framework() -> None:
 
 
 @pytest.mark.tensorflow
-def test_the_tensorflow_frontend_says_what_is_missing() -> None:
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("there is no TensorFlow")
-    code = "sys.modules['horovod'] = None\n"
-    code += "try: import hvd_qsgd.tensorflow\n"
-    code += "except ImportError as error: assert 'Horovod built for TensorFlow' in str(error)\n"
-    code += "else: raise SystemExit('imported')"
-    imported_by(code)
-
-
-@pytest.mark.tensorflow
-def test_the_keras_frontend_imports_no_other_framework() -> None:
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("there is no TensorFlow")
-    modules = imported_by("import hvd_qsgd.keras")
-    assert {"keras", "horovod.tensorflow"} <= modules
-    assert not modules.intersection({"torch", "mpi4py", "horovod.torch", "tf_keras"})
-
-
-@pytest.mark.tensorflow
-def test_the_keras_frontend_says_which_keras_it_is_for() -> None:
+def test_the_keras_frontend_imports_no_other_framework_and_says_which_keras_it_is_for() -> None:
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("there is no TensorFlow")
     code = "import keras, types\n"
@@ -132,7 +111,10 @@ def test_the_keras_frontend_says_which_keras_it_is_for() -> None:
     code += "backend = types.SimpleNamespace(backend=lambda: 'jax')\n"
     code += "refused(types.SimpleNamespace(__version__='3.1.0', backend=backend), 'set KERAS_BACKEND=tensorflow')\n"
     code += "refused(types.SimpleNamespace(__version__='2.15.0'), 'use horovod.tensorflow.keras')\n"
-    assert "horovod" not in imported_by(code)
+    code += "assert 'horovod' not in sys.modules\nsys.modules['keras'] = keras\nimport hvd_qsgd.keras"
+    modules = imported_by(code)
+    assert {"keras", "horovod.tensorflow"} <= modules
+    assert not modules.intersection({"torch", "mpi4py", "horovod.torch", "tf_keras"})
 
 
 def test_mpi_says_what_is_missing() -> None:
