@@ -118,8 +118,7 @@ def test_a_process_set_that_the_compressor_does_not_have() -> None:
 
 
 @on_two_ranks
-@pytest.mark.parametrize("op", ["Min", "Max", "Product", "Adasum"])
-@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize(("op", "graph"), [("Min", True), ("Max", False), ("Product", True), ("Adasum", False)])
 def test_wrong_reductions_raise(op: str, graph: bool) -> None:
     compression = QSGD()
 
