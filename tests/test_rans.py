@@ -68,6 +68,15 @@ def test_matrices() -> None:
     assert set(modes) == set(MODES)
 
 
+def test_columns_must_save_a_64th() -> None:
+    rng = np.random.default_rng(1)
+    values, scales = rng.standard_normal((1000, 64)), rng.standard_normal(64)
+    how = {"levels": 7, "bucket_size": 512, "norm": "max", "columns": 64}
+    for spread, mode in ((0.3, 0), (0.35, 2)):  # they save 1.4 and 2.5 %
+        frame = compare((values * np.exp(spread * scales)).astype(np.float32).ravel(), how)
+        assert ref.payload_in(frame)[0] == mode
+
+
 def test_threads_make_no_difference() -> None:
     n = 3 * 2**20 + 12345
     for kind, levels, bucket_size in (("gaussian", 7, 512), ("sparse", 5000, None)):
