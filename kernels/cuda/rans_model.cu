@@ -134,6 +134,7 @@ __device__ __forceinline__ uint32_t fit(const RansFrame& frame, uint32_t mode, M
     mine.shift = choose_rans_shift(mine);
     if (mine.shift)
         for (int m = 0; m <= kRansTop + 1; ++m) mine.of[m] = frame.state->counts[1][first + c].of[m];
+    __syncwarp();  // other lanes' counts are read; a ballot orders no memory
     const uint32_t seen = __ballot_sync(kAllLanes, rans_counted(mine) > 0), classes = rans_classes(seen);
     RansTable& table = shared.tables[first + c];
     uint64_t cost = 0, bytes = 0;
