@@ -223,9 +223,10 @@ __global__ void __launch_bounds__(kThreads, 1) sum_many(JobList<SumJob> list) {
 // Check 7, the verdict, and NaN instead of a sum that failed: every block finds the verdict by itself.
 __device__ __forceinline__ void conclude_part(const SumJob& job, const Part& part) {
     uint64_t& failure = *shared_memory<uint64_t>();
-    if (threadIdx.x == 0) failure = job.state->failure;
+    const uint64_t before = job.state->failure;
+    if (threadIdx.x == 0) failure = before;
     __syncthreads();
-    if (failure > failure_of(kChecksums, 0, 0))  // none so far, and every frame is open
+    if (before > failure_of(kChecksums, 0, 0))  // none so far, and every frame is open
         for (uint32_t frame = threadIdx.x; frame < job.frame_count; frame += kThreads)
             if (job.views[frame].found != job.views[frame].header.checksum)
                 atomic_min(&failure, failure_of(kChecksums, frame, QSGD_BAD_CHECKSUM));

@@ -63,7 +63,7 @@ struct Encoder {
             for (int r = 0; r < kRows; ++r) magnitude = larger_magnitude(magnitude, v[r]);
             uint32_t largest = across<kLanes>(bits_from_float(magnitude), Maximum());
             if (job.group > 1) {
-                shared.largest[self] = largest;
+                if (lane_of_half_warp() == 0) shared.largest[self] = largest;
                 __syncthreads();
                 for (uint32_t k = 0, first = self / job.group * job.group; k < job.group; ++k)
                     largest = Maximum()(largest, shared.largest[first + k]);
