@@ -113,6 +113,19 @@ cuda-emulated:
 cuda-emulate-test: $(ENV) kernels cuda-emulated ## run the CUDA kernels' tests on the processor
 	$(PYTHON) -m pytest -q $(wildcard tests/test_cuda*.py) $(ARGS)
 
+# Under ThreadSanitizer threads of the emulated GPU are threads (tests/cuda_emulation/races.h): a missing barrier shows.
+# It does not see the scheduler, which runs them one at a time.
+CUDA_CHECKS ?= thread address,undefined
+cuda-sanitize-test: $(ENV) kernels   ## run them under the sanitizers: races, addresses, undefined behaviour; minutes
+	@for checks in $(CUDA_CHECKS); do \
+	    $(MAKE) --no-print-directory cuda-emulated EMULATED=build/cuda-$$checks WERROR= \
+	        EMULATION_CHECKS="-fsanitize=$$checks -fno-sanitize-recover=all -fno-omit-frame-pointer" || exit 1; \
+	    case $$checks in thread) runtime=libtsan;; *) runtime=libasan;; esac; \
+	    LD_PRELOAD="$$($(CXX) -print-file-name=$$runtime.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1 HVD_QSGD_CUDA_EMULATION=build/cuda-$$checks/libhvd_qsgd_cuda.so \
+	    $(PYTHON) -m pytest -q -p no:cacheprovider --capture=sys --timeout=0 $(wildcard tests/test_cuda*.py) $(ARGS) || exit 1; \
+	done
+
 $(EMULATED)/libhvd_qsgd_cuda.so: $(EMULATED_OBJECTS)
 	@echo link $@
 	@$(CXX) -shared $(EMULATION_CHECKS) -o $@.tmp $^
@@ -126,7 +139,7 @@ $(EMULATED)/%.o: kernels/cuda/%.cu Makefile
 $(EMULATED)/%.o: tests/cuda_emulation/%.cpp Makefile
 	@mkdir -p $(@D)
 	@echo compile $<
-	@$(CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
+	@$(CXX) $(EMULATED_FLAGS) -fno-sanitize=thread -MMD -MP -c -o $@ $<
 
 -include $(CUDA_OBJECTS:.o=.d) $(EMULATED_OBJECTS:.o=.d)
 

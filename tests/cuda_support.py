@@ -17,7 +17,8 @@ from support import GUARD, GUARD_BYTE, Array, RefusedError, environment, make_sp
 from hvd_qsgd import native, native_cuda
 
 ON_GPU = bool(os.environ.get("HVD_QSGD_TEST_GPU"))
-EMULATED = Path(__file__).parents[1] / "build/cuda-emulated/libhvd_qsgd_cuda.so"
+BUILT = Path(__file__).parents[1] / "build/cuda-emulated/libhvd_qsgd_cuda.so"
+EMULATED = Path(os.environ.get("HVD_QSGD_CUDA_EMULATION") or BUILT)
 VARIABLE = [ref.CODECS[codec] for codec in ("elias-dense", "elias-sparse", "rans")]
 ELEMENTS = {"float32": np.dtype("f4"), "float16": np.dtype("f2"), "bfloat16": np.dtype("u2")}
 

@@ -129,28 +129,29 @@ inline uint32_t __ballot_sync(uint32_t mask, int condition) {
 inline int __any_sync(uint32_t mask, int condition) { return __ballot_sync(mask, condition) != 0; }
 inline int __all_sync(uint32_t mask, int condition) { return __ballot_sync(mask, condition) == mask; }
 
-// Puts `value` where `at` points to; returns what was there.
-template <class T>
-T exchange(T* at, T value) {
-    const T old = *at;
-    *at = value;
+// Puts combine(what is there) where `at` points to; returns what was there. Others may do so at the same
+// time.
+template <class T, class Combine>
+T exchange(T* at, Combine combine) {
+    const T old = __atomic_load_n(at, __ATOMIC_RELAXED);
+    __atomic_store_n(at, static_cast<T>(combine(old)), __ATOMIC_RELAXED);
     return old;
 }
 template <class T>
 T atomicAdd(T* at, T value) {
-    return exchange(at, static_cast<T>(*at + value));
+    return exchange(at, [=](T old) { return old + value; });
 }
 template <class T>
 T atomicOr(T* at, T value) {
-    return exchange(at, static_cast<T>(*at | value));
+    return exchange(at, [=](T old) { return old | value; });
 }
 template <class T>
 T atomicMax(T* at, T value) {
-    return exchange(at, *at < value ? value : *at);
+    return exchange(at, [=](T old) { return old < value ? value : old; });
 }
 template <class T>
 T atomicMin(T* at, T value) {
-    return exchange(at, value < *at ? value : *at);
+    return exchange(at, [=](T old) { return value < old ? value : old; });
 }
 
 template <class T>

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "races.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -23,7 +24,7 @@
 
 constexpr size_t kMostShared = 48 << 10;  // without asking for more
 
-alignas(128) unsigned char qsgd_shared_memory[kMostShared];  // as the kernels declare it
+alignas(races::kPage) unsigned char qsgd_shared_memory[kMostShared];  // as the kernels declare it
 
 namespace emulation {
 
@@ -38,6 +39,7 @@ struct Fiber : Thread {
     std::unique_ptr<char[]> stack{new char[kStack]};
     ucontext_t begin;
     jmp_buf here;
+    races::Thread races;
     bool started, done;
 };
 
@@ -51,13 +53,18 @@ void** arguments;
 }
 
 void begin_fiber() {
+    Fiber& self = *static_cast<Fiber*>(current);
+    self.races.begin();
     body(arguments);
-    static_cast<Fiber*>(current)->done = true;
+    self.races.end();
+    self.done = true;
+    races::leave();
     _longjmp(scheduler, 1);
 }
 
 void resume(Fiber& fiber) {
     current = &fiber;
+    fiber.races.enter();
     if (_setjmp(scheduler) != 0) return;
     if (fiber.started) _longjmp(fiber.here, 1);
     fiber.started = true;
@@ -109,6 +116,7 @@ class Block {
     }
 
     void run(unsigned number, dim3 grid) {
+        std::rotate(fibers_.begin(), fibers_.begin() + 1 % fibers_.size(), fibers_.end());
         for (unsigned t = 0; t < fibers_.size(); ++t) prepare(*fibers_[t], t, number, grid);
         for (bool moved = true; moved;) {
             moved = false;
@@ -175,8 +183,13 @@ std::mt19937& random_numbers() {
 uint64_t meet(Operation operation, uint32_t mask, uint64_t value, uint32_t source) {
     Fiber& self = *static_cast<Fiber*>(current);
     self.waits_for = operation, self.mask = mask, self.value = value, self.source = source;
+    const bool barrier = operation == Operation::kBlockBarrier || operation == Operation::kWarpBarrier;
+    const races::Clock clock = {self.thread.x / 32, operation == Operation::kBlockBarrier};
+    if (barrier) self.races.arrive(clock);
+    races::leave();
     if (_setjmp(self.here) == 0) _longjmp(scheduler, 1);
-    return static_cast<Fiber*>(current)->value;
+    if (barrier) self.races.depart(clock);
+    return self.value;
 }
 
 cudaError_t run(dim3 grid, dim3 block, size_t shared, void (*body_)(void**), void** arguments_) {
@@ -191,11 +204,14 @@ cudaError_t run(dim3 grid, dim3 block, size_t shared, void (*body_)(void**), voi
     std::shuffle(blocks.begin(), blocks.end(), random_numbers());
     Block threads(pool, block.x, random_numbers());
     for (const unsigned number : blocks) {
+        races::renew(qsgd_shared_memory, kMostShared);
         UNPOISON(qsgd_shared_memory, kMostShared);
         memset(qsgd_shared_memory, 0xA5, kMostShared);
         POISON(qsgd_shared_memory + shared, kMostShared - shared);
+        races::begin_block();
         threads.run(number, grid);
     }
+    races::end_launch();
     return cudaSuccess;
 }
 
