@@ -76,9 +76,10 @@ CUDA_CODE     = $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$a,code=sm_$a) \
                 -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
 # Every operation is rounded by itself, and subnormal numbers count: docs/wire_format.md.
 CUDA_FLAGS   := -std=c++17 -O3 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true -lineinfo \
-                -Werror all-warnings -Xptxas -warn-spills,-warn-lmem-usage -Xcompiler -fPIC,-fvisibility=hidden -Ikernels
+                $(if $(WERROR),-Werror all-warnings) -Xptxas -warn-spills,-warn-lmem-usage \
+                -Xcompiler -fPIC,-fvisibility=hidden -Ikernels
 
-.PHONY: cuda cuda-if-there cuda-library cuda-emulated cuda-emulate-test
+.PHONY: cuda cuda-if-there cuda-library cuda-emulated cuda-emulate-test cuda-sanitize-test always
 cuda:                                ## compile the CUDA kernels into hvd_qsgd/ with nvcc; CUDA_ARCH="80 90"
 	@$(NVCC) --version >/dev/null 2>&1 || { echo "cuda: $(NVCC) was not found; install the CUDA toolkit, or name nvcc:" \
 	    "make cuda NVCC=/usr/local/cuda/bin/nvcc" >&2; exit 1; }
@@ -96,10 +97,14 @@ $(CUDA_LIBRARY): $(CUDA_OBJECTS)
 	@$(NVCC) -shared --cudart static -o $@.tmp $^
 	@mv $@.tmp $@
 
-build/cuda/%.o: kernels/cuda/%.cu Makefile
-	@mkdir -p $(@D)
+build/cuda/%.o: kernels/cuda/%.cu Makefile build/cuda/architectures
 	@echo compile $< for $(CUDA_ARCH)
 	@$(NVCC) $(CUDA_FLAGS) $(CUDA_CODE) -MMD -MF $(@:.o=.d) -c -o $@ $<
+
+# Changes when CUDA_ARCH does: what was compiled for other GPUs does not run on these.
+build/cuda/architectures: always
+	@mkdir -p $(@D)
+	@echo $(CUDA_ARCH) | cmp -s - $@ || echo $(CUDA_ARCH) >$@
 
 # The same sources as C++, on a GPU that is emulated (tests/cuda_emulation/): no blocks but three, so that each takes
 # several turns.
