@@ -188,24 +188,22 @@ def default_log2(device: Device) -> int:
     return log2
 
 
-def report(device: Device, log2: int) -> tuple[str, bool]:
-    """All tables, and whether all could be made."""
+def report(device: Device, log2: int) -> Iterator[tuple[str, bool]]:
+    """The head, then each table as soon as it is made, and whether it could be."""
     parts: list[tuple[str, Callable[[], Iterator[Row]]]] = [
         (f"n = 2^{log2}", lambda: kernels_table(device, 1 << log2)),
         ("many tensors", lambda: step_table(device)),
         ("PyTorch's own hooks", lambda: hooks_table(device)),
         ("encoding beside backward", lambda: overlap_table(device)),
     ]
-    texts, complete = [f"{device.name}, bucket 512 and max norm unless it says otherwise"], True
+    yield f"{device.name}, bucket 512 and max norm unless it says otherwise", True
     for name, rows in parts:
         try:
-            texts.append(f"{name}\n\n{markdown(list(rows()))}")
+            yield f"\n{name}\n\n{markdown(list(rows()))}", True
         except Exception as error:  # of any kind: the other tables can still be made
             traceback.print_exc()
-            texts.append(f"{name}: failed: {error}")
-            complete = False
+            yield f"\n{name}: failed: {error}", False
         device.release()
-    return "\n\n".join(texts), complete
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,11 +215,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.emulated:
         os.environ[native_cuda.LIBRARY_VARIABLE] = str(EMULATED)
     device = Device(options.emulated)
-    text, complete = report(device, options.n or default_log2(device))
-    print(text)
     if options.output:
-        options.output.write_text(text + "\n", encoding="utf-8")
-    return 0 if complete else 1
+        options.output.write_text("", encoding="utf-8")
+    all_made = True
+    for text, made in report(device, options.n or default_log2(device)):
+        print(text, flush=True)
+        if options.output:
+            with options.output.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        all_made &= made
+    return 0 if all_made else 1
 
 
 if __name__ == "__main__":
