@@ -170,26 +170,44 @@ def test_frames_that_are_wrong_spoil_their_own_sum_alone() -> None:
     assert [k for k, result in enumerate(found) if isinstance(result, tuple)] == list(spoiled)
 
 
+def some_encodings(memory: Buffer, spec: native.Spec, count: int) -> ctypes.Array[Encoding]:
+    """Each with memory of its own, 8192 bytes."""
+    return (Encoding * count)(
+        *(
+            Encoding(ctypes.addressof(spec), at, at + 4096, 4096)
+            for at in range(memory.address, memory.address + 8192 * count, 8192)
+        )
+    )
+
+
+def some_summations(memory: Buffer, expected: native.Expectation, count: int) -> ctypes.Array[Summation]:
+    """The same."""
+    return (Summation * count)(
+        *(
+            Summation(at, 4096, ctypes.addressof(expected), 1, 1.0, at + 4096, at + 8184)
+            for at in range(memory.address, memory.address + 8192 * count, 8192)
+        )
+    )
+
+
 @pytest.mark.parametrize("k", [0, 2])
 def test_wrong_arguments(k: int) -> None:
     """Of any of the list; what else is on it does not matter."""
     c, size = cuda_kernels().c, ctypes.c_uint64()
-    spec, memory, work = make_spec(600, levels=7, bucket_size=512), Buffer(4096), Buffer(1 << 20)
+    spec, memory, work = make_spec(600, levels=7, bucket_size=512), Buffer(3 * 8192), Buffer(1 << 20)
     others = [make_spec(600, codec="rans", levels=7, bucket_size=512), native.Spec()]
-    right = Encoding(ctypes.addressof(spec), memory.address, memory.address, 4096)
     refused = [
         {"gradient": None}, {"gradient": memory.address + 2}, {"frame": None}, {"frame": memory.address + 4},
         {"spec": None}, *({"spec": ctypes.addressof(other)} for other in others),
     ]  # fmt: skip
     for status, wrong in [(0, {}), *((1, wrong) for wrong in refused), (2, {"capacity": 300})]:
-        table = (Encoding * 3)(*[right] * 3)
+        table = some_encodings(memory, spec, 3)
         for name, value in wrong.items():
             setattr(table[k], name, value)
         found = c.qsgd_cuda_encode_many_scratch(table, 3, size)
         assert found == (1 if "spec" in wrong else 0)
         assert c.qsgd_cuda_encode_many(table, 3, None, work.address, 1 << 20, None) == status, wrong
     expected, of_no_dtype = native.Expectation(600, 0, 0, 1, 0), native.Expectation(600, 0, 0, 9, 0)
-    sums = Summation(memory.address, 4096, ctypes.addressof(expected), 1, 1.0, memory.address, memory.address)
     refused = [
         {"frames": None}, {"frames": memory.address + 4}, {"expected": None},
         {"expected": ctypes.addressof(of_no_dtype)},
@@ -197,7 +215,7 @@ def test_wrong_arguments(k: int) -> None:
         {"verdict": memory.address + 2},
     ]  # fmt: skip
     for status, wrong in [(0, {}), *((1, wrong) for wrong in refused)]:
-        table = (Summation * 3)(*[sums] * 3)
+        table = some_summations(memory, expected, 3)
         for name, value in wrong.items():
             setattr(table[k], name, value)
         found = c.qsgd_cuda_decode_sum_many_scratch(table, 3, size)
@@ -208,11 +226,9 @@ def test_wrong_arguments(k: int) -> None:
 @pytest.mark.parametrize("what", ["encode", "decode_sum"])
 def test_wrong_arguments_of_a_whole_list(what: str) -> None:
     c, size = cuda_kernels().c, ctypes.c_uint64()
-    memory, work = Buffer(4096), Buffer(1 << 20)
+    memory, work = Buffer(2 * 8192), Buffer(1 << 20)
     spec, expected = make_spec(600, levels=7, bucket_size=512), native.Expectation(600, 0, 0, 1, 0)
-    encoding = Encoding(ctypes.addressof(spec), memory.address, memory.address, 4096)
-    summation = Summation(memory.address, 4096, ctypes.addressof(expected), 1, 1.0, memory.address, memory.address)
-    table = (Encoding * 2)(*[encoding] * 2) if what == "encode" else (Summation * 2)(*[summation] * 2)
+    table: Any = some_encodings(memory, spec, 2) if what == "encode" else some_summations(memory, expected, 2)
     call, ask = getattr(c, f"qsgd_cuda_{what}_many"), getattr(c, f"qsgd_cuda_{what}_many_scratch")
     assert ask(table, 2, size) == 0
     right = {"table": table, "count": 2, "late": None, "scratch": work.address, "room": size.value}
