@@ -15,6 +15,8 @@ from hvd_qsgd.native import OK, Expectation, Spec, declared, status_text
 
 LIBRARY_VARIABLE = "HVD_QSGD_CUDA_LIBRARY"
 CUDA_ERROR = 4  # of kernels/qsgd.h
+# What CUDA says of kernels that were built for other GPUs, or by a toolkit that is newer than the driver.
+BUILT_FOR_OTHERS = ("kernel image", "driver version is insufficient", "unsupported toolchain")
 
 
 class Draw(ctypes.Structure):
@@ -199,6 +201,9 @@ def _size(ask: Any, *of: Any) -> int:
 
 def _raise_unless_ok(status: int) -> None:
     if status == CUDA_ERROR:
-        raise QSGDError(f"{status_text(status)}: {library().qsgd_cuda_error().decode()}")
+        error = library().qsgd_cuda_error().decode()
+        if any(words in error for words in BUILT_FOR_OTHERS):
+            error += "; build the CUDA kernels for this GPU, with a toolkit that its driver knows: `make cuda`"
+        raise QSGDError(f"{status_text(status)}: {error}")
     if status != OK:
         raise QSGDError(f"the CUDA kernel refused: {status_text(status)}")
