@@ -92,8 +92,8 @@ struct SumJob {
     CodedScratch coded;
     uint64_t first_unit, units;  // of the result, in this pass
 
-    // Whether frames' parts are where they should be.
-    __device__ bool opened() const { return state->failure >= failure_of(kScales, 0, 0); }
+    // Whether frames' parts are where they should be. Other blocks may find a later failure meanwhile.
+    __device__ bool opened() const { return __ldcg(&state->failure) >= failure_of(kScales, 0, 0); }
     __device__ float factor() const { return late.factor ? *late.factor : factor_; }
     __device__ void fail(Check check, uint32_t frame, int status) const {
         atomic_min(&state->failure, failure_of(check, frame, status));

@@ -158,6 +158,11 @@ template <class T>
 T __ldg(const T* at) {
     return *at;
 }
+// Past the caches that a processor does not share: atomic operations of others may change what is read.
+template <class T>
+T __ldcg(const T* at) {
+    return __atomic_load_n(at, __ATOMIC_RELAXED);
+}
 inline uint32_t __umulhi(uint32_t a, uint32_t b) {
     return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
 }
