@@ -30,7 +30,7 @@ def test_without_a_gpu_it_says_so():
 
 
 def test_parts_that_fail_stop_no_other(monkeypatch, capfd):
-    commands = [("good", "pass", 60), ("bad", "raise SystemExit(3)", 60), ("slow", "input()", 0.01)]
+    commands = [("good", "pass", 60), ("bad", "raise SystemExit(3)", 60), ("slow", "import time; time.sleep(60)", 0.01)]
     parts = [gpu_check.Part(name, [sys.executable, "-c", code], limit) for name, code, limit in commands]
     monkeypatch.setattr(gpu_check, "compute_capability", lambda: "90")
     monkeypatch.setattr(

@@ -33,8 +33,8 @@ OF_FILES = ("encode", "decode", "many", "variable", "elias_decode", "rans_decode
 LEFT_OUT = "left out: "
 GRACE = 3.0  # seconds for a part that is stopped
 RANKS_JOB = "tests/ranks/gpu_job.py"
-# What pyproject.toml asks of pytest needs plugins, which may not be there.
-PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts="]
+# What pyproject.toml asks of pytest needs plugins, which may not be there. After an illegal access every test fails.
+PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=short", "--maxfail=20"]
 # Every tensor gets memory of its own: PyTorch's allocator would hide what is read or written beyond one. What the API
 # answers is the tests' concern, and PyTorch asks for some things that are not there.
 SANITIZED = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]
