@@ -121,7 +121,7 @@ cuda-emulate-test: $(ENV) kernels cuda-emulated ## run the CUDA kernels' tests o
 # Under ThreadSanitizer threads of the emulated GPU are threads (tests/cuda_emulation/races.h): a missing barrier shows.
 # It does not see the scheduler, which runs them one at a time.
 CUDA_CHECKS ?= thread address,undefined
-cuda-sanitize-test: $(ENV) kernels   ## run them under the sanitizers: races, addresses, undefined behaviour; minutes
+cuda-sanitize-test: $(ENV) kernels   ## run them under the sanitizers: races, addresses, undefined behaviour; takes long
 	@for checks in $(CUDA_CHECKS); do \
 	    $(MAKE) --no-print-directory cuda-emulated EMULATED=build/cuda-$$checks WERROR= \
 	        EMULATION_CHECKS="-fsanitize=$$checks -fno-sanitize-recover=all -fno-omit-frame-pointer" || exit 1; \
