@@ -166,7 +166,9 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             shape = tf.shape(gradient, out_type=tf.int64)  # where the gradient is, or that would be copied for it
             frame, link = self._encode(gradient, (settings, step, run), about)
             token = self._ops.qsgd_token(frame, shape, T=self._wire(tensor.dtype), name=self._names.reduced(), **about)
-        return token, OnItsWay(tensor.shape, tensor.dtype, device, about, frame, link, step, run, shape, ticket)
+        return token, OnItsWay(
+            tensor.shape, tensor.dtype, device, about, frame, link, settings, step, run, shape, ticket
+        )
 
     @Method
     @_plain_python
@@ -186,7 +188,9 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
         with tf.device("cpu" if ctx.device == "cpu" else None):
             frames = self._gather(frame, about["operation"])
         with tf.device(ctx.device):
-            result = self._ops.qsgd_decode_sum(frames, factor, ctx.step, ctx.shape, ctx.link, ctx.run, **about)
+            result = self._ops.qsgd_decode_sum(
+                frames, factor, ctx.step, ctx.shape, ctx.link, ctx.run, ctx.settings, **about
+            )
         self._steps.end(about["tensor_name"], result)
         result.set_shape(ctx.static_shape)
         return tf.cast(result, ctx.dtype)

@@ -23,6 +23,7 @@ class OnItsWay(NamedTuple):
     about: dict[str, Any]
     frame: Tensor
     link: Tensor
+    settings: Tensor
     step: Tensor
     run: Tensor
     shape: Tensor

@@ -3,13 +3,21 @@
 
 #include "qsgd_cuda.h"
 
+// TensorFlow 2.19 or newer: with older ones no thread but an op's own can put work on a GPU.
+#if __has_include("xla/stream_executor/activate_context.h")
+#define QSGD_TENSORFLOW_GPU
+#endif
+
 namespace qsgd_tensorflow {
 
 struct CudaKernels {
     decltype(&qsgd_cuda_error) error = nullptr;
     decltype(&qsgd_cuda_encode_scratch) encode_scratch = nullptr;
     decltype(&qsgd_cuda_encode) encode = nullptr;
+    decltype(&qsgd_cuda_encode_begin) encode_begin = nullptr;
+    decltype(&qsgd_cuda_encode_end) encode_end = nullptr;
     decltype(&qsgd_cuda_decode_scratch) decode_scratch = nullptr;
+    decltype(&qsgd_cuda_decode_scratch_variable) decode_scratch_variable = nullptr;
     decltype(&qsgd_cuda_decode_sum) decode_sum = nullptr;
 };
 

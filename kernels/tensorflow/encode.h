@@ -8,61 +8,72 @@
 
 namespace qsgd_tensorflow {
 
-using tensorflow::OpKernelContext;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
-using tensorflow::errors::InvalidArgument;
-
 constexpr uint64_t kMaxWords = INT32_MAX;  // Horovod counts the elements of a gathered tensor in a C int
 
-class Encode : public TensorOp {
+class Encode : public AsyncTensorOp {
   public:
-    using TensorOp::TensorOp;
+    using AsyncTensorOp::AsyncTensorOp;
 
     // Whatever goes wrong, the other ranks wait for a frame: they get one that says what.
-    void Compute(OpKernelContext* context) override {
+    void ComputeAsync(OpKernelContext* context, DoneCallback done) override {
         const Timer timer(*counters_, kNanosecondsEncode);
-        const Tensor& gradient = context->input(0);
-        OP_REQUIRES(context, context->input(1).NumElements() == kSettings,
-                    InvalidArgument("QsgdEncode takes ", kSettings, " settings"));
-        qsgd_spec spec = spec_of(gradient, context->input(1), step_of(context->input(2)));
-        Tensor frame;
-        const uint64_t last = history_.frame_bytes;
-        if (context->input(1).flat<int64_t>()(kForgetful)) history_ = {};
-        const bool scheduled = context->input(1).flat<int64_t>()(kLevels) == 0;
-        if (scheduled) spec.levels = decide(spec, run_of(context->input(3)));
-        const std::string problem =
-            scheduled && !spec.levels ? kTwoSteps : encode_gradient(context, spec, gradient, frame);
-        if (!problem.empty()) OP_REQUIRES_OK(context, error_frame(context, spec, problem, frame));
-        count(gradient, frame, last);
-        context->set_output(0, frame);
-        Tensor* link = nullptr;
-        OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({0}), &link));
+        const Tensor& settings = context->input(1);
+        OP_REQUIRES_ASYNC(context, settings.NumElements() == kSettings,
+                          InvalidArgument("QsgdEncode takes ", kSettings, " settings"), done);
+        const qsgd_spec spec = spec_of(context->input(0), settings, step_of(context->input(2)));
+        const auto making =
+            std::make_shared<Making>(Making{context, std::move(done), spec, history_.frame_bytes, {}});
+        if (settings.flat<int64_t>()(kForgetful)) history_ = {};
+        const bool scheduled = settings.flat<int64_t>()(kLevels) == 0;
+        if (scheduled) making->spec.levels = decide(spec, run_of(context->input(3)));
+        if (making->spec.levels || !scheduled) return start(making);
+        conclude(*making, kTwoSteps);
     }
 
   protected:
-    // Makes the frame, where the op's outputs lie. Returns what went wrong, or nothing.
-    virtual std::string encode_gradient(OpKernelContext* context, qsgd_spec& spec, const Tensor& gradient,
-                                        Tensor& frame) {
-        return encode(context, spec, gradient.data(), frame);
+    // A frame that is being made.
+    struct Making {
+        OpKernelContext* context;
+        DoneCallback done;
+        qsgd_spec spec;
+        uint64_t last;  // bytes of the tensor's frame before it
+        Tensor frame;   // where the op's outputs lie
+
+        const Tensor& gradient() const { return context->input(0); }
+        const Tensor& settings() const { return context->input(1); }
+    };
+
+    // Sees to it that the frame is made, and then calls `conclude`.
+    virtual void start(const std::shared_ptr<Making>& making) = 0;
+
+    // The frame is there, or has a problem. No code of the op may run after this.
+    void conclude(Making& making, const std::string& problem) {
+        OpKernelContext* const context = making.context;
+        if (!problem.empty()) OP_REQUIRES_OK_ASYNC(context, error_frame(making, problem), making.done);
+        count(making);
+        context->set_output(0, making.frame);
+        Tensor* link = nullptr;
+        OP_REQUIRES_OK_ASYNC(context, context->allocate_output(1, TensorShape({0}), &link), making.done);
+        making.done();
     }
 
     // Puts a frame, which lies in the host's memory, where the op's outputs lie.
     virtual tensorflow::Status deliver(OpKernelContext*, Tensor&) const { return tensorflow::OkStatus(); }
 
     // A frame in the host's memory, of values there.
-    std::string encode(OpKernelContext* context, const qsgd_spec& spec, const void* values, Tensor& frame) {
+    std::string encode(Making& making, const void* values) {
+        Tensor& frame = making.frame;
         uint64_t most = 0, bytes = 0;
-        int status = qsgd_frame_bytes(&spec, &most);
+        int status = qsgd_frame_bytes(&making.spec, &most);
         if (status != QSGD_OK) return qsgd_status_text(status);
-        auto allocated = allocate(context, most, frame);
+        auto allocated = allocate(making.context, most, frame);
         if (!allocated.ok()) return std::string(allocated.message());
-        const double variance = variance_of(context->input(1));
-        status = qsgd_encode_next(&spec, variance, &history_, values, frame.data(), most, threads_, &bytes);
+        status = qsgd_encode_next(&making.spec, variance_of(making.settings()), &history_, values,
+                                  frame.data(), most, threads_, &bytes);
         if (status != QSGD_OK) return qsgd_status_text(status);
         if (bytes != most) {
             const Tensor whole = frame;
-            allocated = allocate(context, bytes, frame);
+            allocated = allocate(making.context, bytes, frame);
             if (!allocated.ok()) return std::string(allocated.message());
             memcpy(frame.data(), whole.data(), bytes);
         }
@@ -121,24 +132,24 @@ class Encode : public TensorOp {
                                 &frame);
     }
 
-    tensorflow::Status error_frame(OpKernelContext* context, const qsgd_spec& spec,
-                                   const std::string& problem, Tensor& frame) const {
+    tensorflow::Status error_frame(Making& making, const std::string& problem) const {
         uint8_t bytes[QSGD_MAX_ERROR_FRAME];
         uint64_t length = 0;
-        const int status = qsgd_error_frame(&spec, problem.c_str(), bytes, sizeof bytes, &length);
+        const int status = qsgd_error_frame(&making.spec, problem.c_str(), bytes, sizeof bytes, &length);
         if (status != QSGD_OK) return InvalidArgument(problem);
-        TF_RETURN_IF_ERROR(allocate(context, length, frame));
-        memcpy(frame.data(), bytes, length);
-        return deliver(context, frame);
+        TF_RETURN_IF_ERROR(allocate(making.context, length, making.frame));
+        memcpy(making.frame.data(), bytes, length);
+        return deliver(making.context, making.frame);
     }
 
-    void count(const Tensor& gradient, const Tensor& frame, uint64_t last) const {
+    void count(const Making& making) const {
+        const uint64_t sent = making.frame.tensor_data().size();
         if (name_ == "#0") counters_->add(kSteps, 1);
         counters_->add(kTensors, 1);
-        counters_->add(kCoordinates, static_cast<uint64_t>(gradient.NumElements()));
-        counters_->add(kBytesRaw, gradient.tensor_data().size());
-        counters_->add(kBytesSent, frame.tensor_data().size());
-        counters_->add(kResized, last != 0 && last != frame.tensor_data().size());
+        counters_->add(kCoordinates, static_cast<uint64_t>(making.gradient().NumElements()));
+        counters_->add(kBytesRaw, making.gradient().tensor_data().size());
+        counters_->add(kBytesSent, sent);
+        counters_->add(kResized, making.last != 0 && making.last != sent);
     }
 };
 

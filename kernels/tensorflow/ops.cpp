@@ -95,6 +95,7 @@ REGISTER_OP("QsgdDecodeSum")
     .Input("shape: int64")
     .Input("link: float")
     .Input("run: int64")
+    .Input("settings: int64")  // that this rank's frame was made with
     .Output("sum: T")
     .QSGD_TENSOR_ATTRS.SetShapeFn(decoded_shape)
     .SetIsStateful()

@@ -12,6 +12,11 @@
 
 namespace qsgd_tensorflow {
 
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::errors::InvalidArgument;
+
 // The elements of QsgdEncode's input `settings`.
 // Levels of 0: a schedule decides. Below 0: the square root of a bucket's elements, but no more than that
 // many. Bucket size 0: the whole tensor. The variance's bits as those of a float64; 0: the levels are given.
@@ -25,13 +30,13 @@ To narrow(int64_t value) {
 }
 
 // The shape that an input describes.
-inline tensorflow::Status shape_of(const tensorflow::Tensor& described, tensorflow::TensorShape& shape) {
+inline tensorflow::Status shape_of(const Tensor& described, TensorShape& shape) {
     return tensorflow::tensor::MakeShape(described, &shape);
 }
 
 // In the host's memory, whatever device the op runs on.
-inline tensorflow::Status allocate_on_host(tensorflow::OpKernelContext* context, tensorflow::DataType type,
-                                           const tensorflow::TensorShape& shape, tensorflow::Tensor* tensor) {
+inline tensorflow::Status allocate_on_host(OpKernelContext* context, tensorflow::DataType type,
+                                           const TensorShape& shape, Tensor* tensor) {
     tensorflow::AllocatorAttributes where;
     where.set_on_host(true);
     where.set_gpu_compatible(true);
@@ -74,12 +79,10 @@ class TensorKernel : public Kernel {
         return qsgd_signature(meant.c_str(), tensor_, count, dtype_);
     }
 
-    static uint32_t step_of(const tensorflow::Tensor& step) {
-        return static_cast<uint32_t>(step.scalar<int64_t>()());
-    }
+    static uint32_t step_of(const Tensor& step) { return static_cast<uint32_t>(step.scalar<int64_t>()()); }
 
     // What the frames of all ranks must say.
-    qsgd_expectation expectation(const tensorflow::TensorShape& shape, const tensorflow::Tensor& step) const {
+    qsgd_expectation expectation(const TensorShape& shape, const Tensor& step) const {
         return {static_cast<uint64_t>(shape.num_elements()), tensor_, step_of(step), dtype_, 0};
     }
 
@@ -90,11 +93,11 @@ class TensorKernel : public Kernel {
                ", step " + std::to_string(expected.step) + ")";
     }
 
-    static int64_t run_of(const tensorflow::Tensor& run) { return run.scalar<int64_t>()(); }
+    static int64_t run_of(const Tensor& run) { return run.scalar<int64_t>()(); }
 
     // Sums frames that lie in the host's memory, or says what is wrong with them.
-    tensorflow::Status decode_sum(const tensorflow::Tensor& frames, const qsgd_expectation& expected,
-                                  float factor, void* sum) const {
+    tensorflow::Status decode_sum(const Tensor& frames, const qsgd_expectation& expected, float factor,
+                                  void* sum) const {
         const auto bytes = static_cast<uint64_t>(frames.tensor_data().size());
         uint32_t bad_frame = 0;
         const int status =
@@ -103,17 +106,17 @@ class TensorKernel : public Kernel {
         char text[QSGD_MAX_EXPLANATION];
         qsgd_explain(status, frames.data(), bytes, bad_frame, &expected, what(expected).c_str(), text,
                      sizeof text);
-        return tensorflow::errors::InvalidArgument(text);
+        return InvalidArgument(text);
     }
 
     // Of frames in the host's memory that were checked, and carry norms if the schedule goes by them.
-    tensorflow::Status tell_schedule(const tensorflow::Tensor& frames, const qsgd_expectation& expected,
+    tensorflow::Status tell_schedule(const Tensor& frames, const qsgd_expectation& expected,
                                      int64_t run) const {
         const auto* first = static_cast<const qsgd::Header*>(frames.data());
         if (!scheduler.arrived || !(first->flags & QSGD_FLAG_SQUARED_NORM) ||
             scheduler.arrived(compressor_, name_.c_str(), run, first, size_))
             return tensorflow::OkStatus();
-        return tensorflow::errors::InvalidArgument(what(expected), ": ", kTwoSteps);
+        return InvalidArgument(what(expected), ": ", kTwoSteps);
     }
 
     std::string operation_, name_;

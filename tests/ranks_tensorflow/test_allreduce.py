@@ -15,6 +15,7 @@ from hvd_qsgd import QSGDError
 from hvd_qsgd.tensorflow import QSGD
 
 REFUSED = "InvalidArgumentError"
+CODECS = ["packed", "elias-sparse", "rans"]  # on a GPU that is pretended, too
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -130,22 +131,24 @@ def test_wrong_reductions_raise(op: str, graph: bool) -> None:
 
 
 @pytest.mark.parametrize("graph", [False, True])
-def test_a_rank_that_cannot_encode_is_told_to_all(graph: bool) -> None:
-    compression = QSGD(name="failing")
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_rank_that_cannot_encode_is_told_to_all(codec: str, graph: bool) -> None:
+    compression = QSGD(name="failing", codec=codec)
     run = tf.function(lambda tensor: hvd.allreduce(tensor, compression=compression))
     if not graph:
         run = run.python_function
     good = compression._settings.numpy()
     if RANK == SIZE - 1:
-        compression._settings.assign([200, *good[1:]])
+        compression._settings.assign([40000, *good[1:]])  # levels
     words = f"rank {SIZE - 1} could not encode tensor '#0' (2000 x float32, step 0): an argument is out of range"
     assert_all_raise(lambda: run(tf.ones([40, 50])), words, kind=REFUSED)
     compression._settings.assign(good)
     everyone = tt.of_all_ranks(40, 50)
-    assert tt.same_bits(run(tf.constant(everyone[RANK])), tt.decoded(everyone, step=1, name="failing"))
+    assert tt.same_bits(run(tf.constant(everyone[RANK])), tt.decoded(everyone, step=1, name="failing", codec=codec))
 
 
-def test_damaged_frames_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("codec", CODECS)
+def test_damaged_frames_raise(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one rank, on their way to all."""
     gather = hvd.allgather
 
@@ -153,10 +156,10 @@ def test_damaged_frames_raise(monkeypatch: pytest.MonkeyPatch) -> None:
         return gather(tf.tensor_scatter_nd_update(words, [[40]], [words[40] ^ 4]) if RANK == 1 else words, **how)
 
     monkeypatch.setattr(hvd, "allgather", damaging)
-    compression = QSGD()
+    compression = QSGD(codec=codec)
     run = tf.function(lambda tensor: hvd.allreduce(tensor, compression=compression))
     words = "tensor '#0' (2000 x float32, step 0) from rank 1 is damaged: its checksum does not match"
-    assert_all_raise(lambda: run(tf.ones([40, 50])), words, kind=REFUSED)
+    assert_all_raise(lambda: run(tf.constant(tt.randn(40, 50))), words, kind=REFUSED)
 
 
 def test_ranks_at_different_steps_are_told_what_to_do() -> None:

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 import tftools as tt
 from rankcommon import RANK, SIZE
+from tftools import frame_and_result
 
 from hvd_qsgd.tensorflow import QSGD
 
@@ -23,19 +24,13 @@ SETTINGS: list[dict[str, Any]] = [
 DTYPES = ["float32", "float16", "bfloat16"]
 
 
-def reduce(tensor: Any, compression: Any) -> tuple[Any, Any]:
-    """As hvd.allreduce does it, which does not give this rank's frame."""
-    token, ctx = compression.compress(tensor)
-    return ctx.frame, compression.decompress(hvd.allreduce(token, op=hvd.Average, name="token"), ctx)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("how", SETTINGS, ids=str)
 def test_eager(how: dict[str, Any], dtype: str) -> None:
     compression = QSGD(**how, seed=2**64 - 1)
     for step in range(2):
         everyone = tt.of_all_ranks(33, 51, seed=step, dtype=dtype)
-        frame, result = reduce(tf.constant(everyone[RANK]), compression)
+        frame, result = frame_and_result(tf.constant(everyone[RANK]), compression)
         expected = {"step": step, "seed": 2**64 - 1, **how}
         assert frame.numpy().tobytes() == tt.frames_of(everyone, **expected)[RANK]
         assert tt.same_bits(result, tt.decoded(everyone, **expected))
@@ -50,7 +45,7 @@ def test_graph() -> None:
     def run(tensors: list[Any]) -> list[tuple[Any, Any]]:
         nonlocal traces
         traces += 1
-        return [reduce(tensor, compression) for tensor in tensors]
+        return [frame_and_result(tensor, compression) for tensor in tensors]
 
     defaults = {"norm": "max", "codec": "packed", "bucket_size": 512, "dither": "nonsubtractive"}
     for step, how in enumerate([*SETTINGS, SETTINGS[0]]):
@@ -83,7 +78,7 @@ def test_nan_and_infinity_reach_every_rank(value: float) -> None:
     mine = tt.randn(40, 64)
     if RANK == SIZE - 1:
         mine[8, 0] = value
-    result = hvd.allreduce(tf.constant(mine), compression=QSGD(name=f"not finite {value}")).numpy()
+    result = hvd.allframe_and_result(tf.constant(mine), compression=QSGD(name=f"not finite {value}")).numpy()
     assert np.isnan(result[8:16]).all()  # the bucket
     assert np.isfinite(result[:8]).all()
     assert np.isfinite(result[16:]).all()

@@ -45,6 +45,12 @@ def of_all_ranks(*shape: int, **how: Any) -> list[Array]:
     return [randn(*shape, rank=rank, **how) for rank in range(SIZE)]
 
 
+def frame_and_result(tensor: Any, compression: Any) -> tuple[Any, Any]:
+    """As hvd.allreduce has it, which does not give this rank's frame."""
+    token, ctx = compression.compress(tensor)
+    return ctx.frame, compression.decompress(hvd.allreduce(token, op=hvd.Average, name="token"), ctx)
+
+
 def same_bits(a: Any, b: Any) -> bool:
     a, b = np.asarray(a), np.asarray(b)
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
