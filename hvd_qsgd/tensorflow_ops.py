@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import pathlib
+import warnings
 from ctypes import c_int, c_int64, c_uint64
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from hvd_qsgd import native_cuda
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.stats import Stats
 
+FOR_GPUS = "2.20"  # kernels/tensorflow/cuda.h
 COUNTERS = 9  # of enum Counter in kernels/tensorflow/counters.h
 
 
@@ -49,12 +51,19 @@ def device_beside(gradient: Any) -> str | None:
 
 @functools.cache
 def _on_gpus() -> bool:
-    """Whether TensorFlow uses a GPU and the ops have CUDA kernels for it; warns where only these lack."""
+    """Whether TensorFlow uses a GPU, and the ops can use the CUDA kernels for it; warns where they cannot."""
     if not tf.config.get_visible_devices("GPU") or not native_cuda.available():
         return False
     load = native_library().qsgd_tensorflow_load_cuda
     load.argtypes, load.restype = (ctypes.c_char_p,), c_int
-    return bool(load(native_cuda.path().encode()))
+    if not load(native_cuda.path().encode()):
+        warnings.warn(
+            f"gradients are copied to the CPU to be compressed, which is slow: for GPUs TensorFlow {tf.__version__} is "
+            f"too old, it takes {FOR_GPUS}",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 @functools.cache

@@ -3,8 +3,9 @@
 
 #include "qsgd_cuda.h"
 
-// TensorFlow 2.19 or newer: with older ones no thread but an op's own can put work on a GPU.
-#if __has_include("xla/stream_executor/activate_context.h")
+// TensorFlow 2.20 or newer, which has that file: with older ones no thread but an op's own can put work on a
+// GPU, or the headers that it takes are not there.
+#if __has_include("tensorflow/core/public/release_version.h")
 #define QSGD_TENSORFLOW_GPU
 #endif
 

@@ -15,7 +15,7 @@ from hvd_qsgd import QSGDError
 from hvd_qsgd.tensorflow import QSGD
 
 REFUSED = "InvalidArgumentError"
-CODECS = ["packed", "elias-sparse", "rans"]  # on a GPU that is pretended, too
+CODECS = ["packed", *(pytest.param(codec, marks=on_two_ranks) for codec in ("elias-sparse", "rans"))]
 
 
 @pytest.mark.parametrize("graph", [False, True])

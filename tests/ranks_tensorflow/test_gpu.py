@@ -74,8 +74,14 @@ def reduced(device: str, graph: bool, **options: Any) -> list[Any]:
     return [each.numpy() for tensors in steps for each in run(*tensors)]
 
 
-@pytest.mark.parametrize("graph", [False, True])
-@pytest.mark.parametrize("options", [*ON_GPU, *ENCODED_ON_CPU], ids=str)
+@pytest.mark.parametrize(
+    ("options", "graph"),
+    [
+        *[(options, True) for options in [*ON_GPU, *ENCODED_ON_CPU]],
+        *[(options, False) for options in [ON_GPU[0], *VARIABLE_LENGTH, ENCODED_ON_CPU[0]]],
+    ],
+    ids=str,
+)
 def test_the_cpu_s_frames_and_results(options: dict[str, Any], graph: bool) -> None:
     calls()
     expected = reduced("CPU:0", graph, **options)
