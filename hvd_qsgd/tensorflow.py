@@ -80,8 +80,9 @@ class QSGD(tf.Module, HorovodCompressor):  # type: ignore[misc]
             2017, which takes 2.5). That is biased.
 
     Gradients of float32, float16, bfloat16 and float64 (sent as float32) are compressed; others are left to Horovod,
-    and so are ``tf.IndexedSlices``. On a GPU packed and ternary codes are made and added up there; with another codec,
-    ``variance``, ``dither="subtractive"`` or ``error_feedback`` gradients are copied to the CPU and back.
+    and so are ``tf.IndexedSlices``. On a GPU packed, ternary, Elias and rans codes are made and added up there; with
+    ``variance``, ``dither="subtractive"``, ``error_feedback`` or another codec gradients are copied to the CPU, which
+    encodes them.
 
     Raises:
         QSGDError: an argument is wrong, or Horovod's elastic mode is on, which is not supported.
