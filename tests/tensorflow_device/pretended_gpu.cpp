@@ -1,7 +1,7 @@
 // A GPU for TensorFlow that is pretended: a pluggable device of type GPU in the host's memory, and the CUDA
 // kernels as tests/cuda_emulation/ runs them. Its memory cannot be touched but by its copies and by the
 // kernels, so that an op that reads what lies on the device crashes as it would on a real one. What is
-// enqueued is done at once.
+// enqueued is done in that order, whatever the stream, but not before somebody asks whether it is.
 #include <dlfcn.h>
 #include <fenv.h>
 #include <sys/mman.h>
@@ -10,6 +10,8 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <mutex>
 
 #include "qsgd_cuda.h"
@@ -69,12 +71,54 @@ struct Working {
     fenv_t rounding_;
 };
 
+// What is enqueued and not done.
+class Queue {
+  public:
+    void put(std::function<void()> work) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        waiting_.push_back(std::move(work));
+    }
+
+    void finish() {
+        const std::lock_guard<std::recursive_mutex> alone(working_);
+        while (auto work = next()) work();
+    }
+
+  private:
+    std::function<void()> next() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (waiting_.empty()) return nullptr;
+        const auto work = std::move(waiting_.front());
+        waiting_.pop_front();
+        return work;
+    }
+
+    std::mutex mutex_;
+    std::recursive_mutex working_;  // what the host is called back for may wait, too
+    std::deque<std::function<void()>> waiting_;
+};
+
+Queue& queue = *new Queue;  // which threads of TensorFlow's may need to the very end
+
+// Puts off what the device is to do.
+template <class Work>
+void enqueue(Work work) {
+    queue.put([work] {
+        const Working now;
+        work();
+    });
+}
+
 void ok(TF_Status* status) { TF_SetStatus(status, TF_OK, ""); }
 
 void copy(void* to, const void* from, uint64_t size, TF_Status* status) {
-    const Working now;
-    memcpy(to, from, size);
+    enqueue([=] { memcpy(to, from, size); });
     ok(status);
+}
+
+void copy_now(void* to, const void* from, uint64_t size, TF_Status* status) {
+    copy(to, from, size, status);
+    queue.finish();
 }
 
 std::atomic<uint64_t> encodes, decodes, bytes_to_host;
@@ -109,7 +153,10 @@ void make_executor(const SP_Platform*, SE_CreateStreamExecutorParams* params, TF
     e.get_stream_status = [](Device, Stream, TF_Status* s) { ok(s); };
     e.create_event = [](Device, SP_Event* event, TF_Status* s) { *event = new SP_Event_st, ok(s); };
     e.destroy_event = [](Device, SP_Event event) { delete event; };
-    e.get_event_status = [](Device, SP_Event) { return SE_EVENT_COMPLETE; };
+    e.get_event_status = [](Device, SP_Event) {
+        queue.finish();
+        return SE_EVENT_COMPLETE;
+    };
     e.record_event = [](Device, Stream, SP_Event, TF_Status* s) { ok(s); };
     e.wait_for_event = [](Device, Stream, SP_Event, TF_Status* s) { ok(s); };
     e.create_timer = [](Device, SP_Timer* timer, TF_Status* s) { *timer = new SP_Timer_st, ok(s); };
@@ -127,35 +174,45 @@ void make_executor(const SP_Platform*, SE_CreateStreamExecutorParams* params, TF
     };
     e.sync_memcpy_dtoh = [](Device, void* to, const Base* from, uint64_t size, TF_Status* s) {
         copy_to_host(to, from, size, s);
+        queue.finish();
     };
     e.sync_memcpy_htod = [](Device, Base* to, const void* from, uint64_t size, TF_Status* s) {
-        copy(to->opaque, from, size, s);
+        copy_now(to->opaque, from, size, s);
     };
     e.sync_memcpy_dtod = [](Device, Base* to, const Base* from, uint64_t size, TF_Status* s) {
-        copy(to->opaque, from->opaque, size, s);
+        copy_now(to->opaque, from->opaque, size, s);
     };
-    e.block_host_for_event = [](Device, SP_Event, TF_Status* s) { ok(s); };
-    e.block_host_until_done = [](Device, Stream, TF_Status* s) { ok(s); };
-    e.synchronize_all_activity = [](Device, TF_Status* s) { ok(s); };
+    e.block_host_for_event = [](Device, SP_Event, TF_Status* s) { queue.finish(), ok(s); };
+    e.block_host_until_done = [](Device, Stream, TF_Status* s) { queue.finish(), ok(s); };
+    e.synchronize_all_activity = [](Device, TF_Status* s) { queue.finish(), ok(s); };
     e.mem_zero = [](Device, Stream, Base* at, uint64_t size, TF_Status* s) {
-        const Working now;
-        memset(at->opaque, 0, size), ok(s);
+        enqueue([to = at->opaque, size] { memset(to, 0, size); }), ok(s);
     };
     e.memset = [](Device, Stream, Base* at, uint8_t value, uint64_t size, TF_Status* s) {
-        const Working now;
-        memset(at->opaque, value, size), ok(s);
+        enqueue([to = at->opaque, value, size] { memset(to, value, size); }), ok(s);
     };
     e.memset32 = [](Device, Stream, Base* at, uint32_t value, uint64_t size, TF_Status* s) {
-        const Working now;
-        std::fill_n(static_cast<uint32_t*>(at->opaque), size / 4, value), ok(s);
+        auto* const to = static_cast<uint32_t*>(at->opaque);
+        enqueue([=] { std::fill_n(to, size / 4, value); }), ok(s);
     };
     e.host_callback = [](Device, Stream, SE_StatusCallbackFn function, void* argument) -> TF_Bool {
-        TF_Status* const ended = TF_NewStatus();
-        function(argument, ended);
-        TF_DeleteStatus(ended);
+        queue.put([=] {
+            TF_Status* const ended = TF_NewStatus();
+            function(argument, ended);
+            TF_DeleteStatus(ended);
+        });
         return true;
     };
     ok(status);
+}
+
+// Puts off a kernel's call, whose arguments must be right.
+template <class Call>
+int put_off(Call call) {
+    enqueue([call] {
+        if (call() != QSGD_OK) abort();
+    });
+    return QSGD_OK;
 }
 
 // The emulated library's function of that name, which this one's stands in front of.
@@ -200,25 +257,27 @@ EXPORTED void SE_InitPlugin(SE_PlatformRegistrationParams* params, TF_Status* st
 EXPORTED int qsgd_cuda_encode(const qsgd_spec* spec, const void* gradient, void* frame, uint64_t capacity,
                               const qsgd_draw* draw, void* scratch, uint64_t scratch_bytes, void* stream) {
     static const auto encode = emulated("qsgd_cuda_encode", qsgd_cuda_encode);
-    const Working now;
     ++encodes;
-    return encode(spec, gradient, frame, capacity, draw, scratch, scratch_bytes, stream);
+    return put_off([=, spec = *spec] {
+        return encode(&spec, gradient, frame, capacity, draw, scratch, scratch_bytes, stream);
+    });
 }
 
 EXPORTED int qsgd_cuda_encode_begin(const qsgd_spec* spec, const void* gradient, const qsgd_draw* draw,
                                     void* scratch, uint64_t scratch_bytes, uint64_t* frame_bytes,
                                     void* stream) {
     static const auto begin = emulated("qsgd_cuda_encode_begin", qsgd_cuda_encode_begin);
-    const Working now;
-    return begin(spec, gradient, draw, scratch, scratch_bytes, frame_bytes, stream);
+    return put_off([=, spec = *spec] {
+        return begin(&spec, gradient, draw, scratch, scratch_bytes, frame_bytes, stream);
+    });
 }
 
 EXPORTED int qsgd_cuda_encode_end(const qsgd_spec* spec, void* frame, uint64_t frame_bytes, void* scratch,
                                   uint64_t scratch_bytes, void* stream) {
     static const auto end = emulated("qsgd_cuda_encode_end", qsgd_cuda_encode_end);
-    const Working now;
     ++encodes;
-    return end(spec, frame, frame_bytes, scratch, scratch_bytes, stream);
+    return put_off(
+        [=, spec = *spec] { return end(&spec, frame, frame_bytes, scratch, scratch_bytes, stream); });
 }
 
 EXPORTED int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t frame_count,
@@ -226,10 +285,11 @@ EXPORTED int qsgd_cuda_decode_sum(const void* frames, uint64_t bytes, uint32_t f
                                   void* out, qsgd_verdict* verdict, void* scratch, uint64_t scratch_bytes,
                                   void* stream) {
     static const auto decode_sum = emulated("qsgd_cuda_decode_sum", qsgd_cuda_decode_sum);
-    const Working now;
     ++decodes;
-    return decode_sum(frames, bytes, frame_count, expected, factor, late, out, verdict, scratch,
-                      scratch_bytes, stream);
+    return put_off([=, expected = *expected] {
+        return decode_sum(frames, bytes, frame_count, &expected, factor, late, out, verdict, scratch,
+                          scratch_bytes, stream);
+    });
 }
 
 // How many frames and sums were made since this was asked last, and how many bytes were copied to the host.
