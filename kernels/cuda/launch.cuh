@@ -39,7 +39,12 @@ template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), const Launch& how,
                    typename Exactly<Parameters>::Type... arguments) {
     void* addresses[] = {&arguments...};
-    return cudaLaunchKernel(kernel, dim3(how.blocks), dim3(how.threads), addresses, how.shared_bytes,
+#ifdef __CUDACC__
+    const auto function = reinterpret_cast<const void*>(kernel);  // CUDA 11 takes nothing else
+#else
+    const auto function = kernel;
+#endif
+    return cudaLaunchKernel(function, dim3(how.blocks), dim3(how.threads), addresses, how.shared_bytes,
                             static_cast<cudaStream_t>(how.stream));
 }
 
