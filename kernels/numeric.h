@@ -155,10 +155,12 @@ QSGD_HD PhiloxKey philox_key(uint64_t seed, uint32_t rank) {
     return {static_cast<uint32_t>(z), static_cast<uint32_t>(z >> 32)};
 }
 
-// The checksum's term for 64-bit word k of a frame.
-QSGD_HD uint64_t checksum_term(uint64_t word, uint64_t k) {
-    const uint64_t x = word ^ ((k + 1) * kGolden);
+// The checksum's number for 64-bit word k of a frame, and the word's term.
+QSGD_HD uint64_t checksum_key(uint64_t k) { return (k + 1) * kGolden; }
+QSGD_HD uint64_t keyed_term(uint64_t word, uint64_t key) {
+    const uint64_t x = word ^ key;
     return (x & 0xFFFFFFFFu) * (x >> 32) + x;
 }
+QSGD_HD uint64_t checksum_term(uint64_t word, uint64_t k) { return keyed_term(word, checksum_key(k)); }
 
 }  // namespace qsgd

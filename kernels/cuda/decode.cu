@@ -5,7 +5,8 @@
 namespace qsgd {
 namespace {
 
-constexpr uint32_t kWarps = kThreads / kWarp;
+constexpr uint32_t kSumming = 128;  // threads of a block: five blocks have room on a multiprocessor
+constexpr uint32_t kWarps = kSumming / kWarp;
 constexpr uint32_t kFewFrames =
     16;  // of which each thread has a sum of terms in shared memory; else each warp
 constexpr uint32_t kSharedFrames = 512;  // up to so many
@@ -15,14 +16,14 @@ class Terms {
   public:
     __device__ Terms(const SumJob& job)
         : job_(job), frames_(shared_frames(job.frame_count)), sums_(sums_of_frame(job.frame_count)) {
-        for (uint32_t k = threadIdx.x; k < frames_ * sums_; k += kThreads) shared_memory<uint64_t>()[k] = 0;
+        for (uint32_t k = threadIdx.x; k < frames_ * sums_; k += kSumming) shared_memory<uint64_t>()[k] = 0;
         __syncthreads();
     }
 
     // Of one frame; all threads of a warp call it together.
     __device__ __forceinline__ void add(uint32_t frame, uint64_t terms) {
         uint64_t* const sums = shared_memory<uint64_t>() + sums_ * frame;
-        if (sums_ == kThreads) {
+        if (sums_ == kSumming) {
             sums[threadIdx.x] += terms;
             return;
         }
@@ -52,7 +53,7 @@ class Terms {
     QSGD_HD uint32_t shared_frames(uint32_t frames) {
         return frames < kSharedFrames ? frames : kSharedFrames;
     }
-    QSGD_HD uint32_t sums_of_frame(uint32_t frames) { return frames <= kFewFrames ? kThreads : kWarps; }
+    QSGD_HD uint32_t sums_of_frame(uint32_t frames) { return frames <= kFewFrames ? kSumming : kWarps; }
 
     const SumJob& job_;
     const uint32_t frames_, sums_;
@@ -69,51 +70,74 @@ struct Step {
     }
 };
 
-// Adds a lane's values of a unit of a plain frame to its sums; returns terms of the frame's checksum.
-__device__ __forceinline__ uint64_t add_plain(const FrameView& view, uint64_t unit, const Step& step,
-                                              float* sums) {
-    uint64_t terms = 0;
-    with_bits(view.bits, [&](auto b) {
-        uint32_t words[b.value];
-        terms = load_string<b.value>(view, unit, words);
-        const auto value = [&](float number, int exponent) {
-            return number * (step.step * power_of_two(-exponent));
-        };
-        if (step.unrescale == 1.0f)
-            each_packed<b.value>(words, [&](int r, float n, int exponent) { sums[r] += value(n, exponent); });
-        else
-            each_packed<b.value>(
-                words, [&](int r, float n, int exponent) { sums[r] += value(n, exponent) * kUnrescale; });
-    });
-    return terms;
+// Where a unit of a plain frame is: no memory has room for the results of 2^32 units.
+__device__ __forceinline__ uint32_t bucket_of_unit(const FrameView& view, uint64_t unit) {
+    const uint64_t units = view.header.bucket_size / kUnit;  // of a bucket
+    return units >> 32 ? 0 : static_cast<uint32_t>(unit) / static_cast<uint32_t>(units);
 }
 
-// The sums of a unit where all frames are plain: each lane finds the step of another frame, for all.
-__device__ __forceinline__ void sum_plain(const SumJob& job, Terms& terms, uint64_t unit, float* sums) {
-    const bool there = kUnit * unit < job.expected.count;
-    for (uint32_t first = 0; first < job.frame_count; first += kLanes) {
-        const uint32_t count = job.frame_count - first < kLanes ? job.frame_count - first : kLanes;
-        Step mine;
-        if (there && lane_of_half_warp() < count) {
-            const FrameView& view = job.views[first + lane_of_half_warp()];
-            const uint64_t units = view.header.bucket_size / kUnit;  // of a bucket
-            mine = Step(view, units == 1 ? unit : unit / units);
-        }
+// Adds a lane's values of a unit of a plain frame to its sums. What the two ways have in common the compiler
+// would find before and after them, and keep in registers: it must not see that.
+template <int kBits>
+__device__ __forceinline__ void add_plain(uint32_t (&words)[kBits], const Step& step, float* sums) {
+    const auto value = [&](float number, int exponent) {
+        return number * (step.step * power_of_two(-exponent));
+    };
+    if (step.unrescale == 1.0f) {
+        each_packed<kBits>(words, [&](int r, float n, int exponent) { sums[r] += value(n, exponent); });
+    } else {
+#pragma unroll
+        for (int w = 0; w < kBits; ++w) opaque(words[w]);
+        each_packed<kBits>(words, [&](int r, float n, int exponent) {
+            sums[r] += value(n, exponent) * kUnrescale;
+            opaque(sums[r]);
+        });
+    }
+}
+
+// Adds up a unit of up to 16 plain frames with codes of so many bits: each lane knows the step of another
+// frame.
+template <int kBits>
+__device__ __forceinline__ void add_frames(const SumJob& job, Terms& terms, uint32_t first, uint32_t end,
+                                           const Step& mine, const PackedUnit<kBits>& unit, float* sums) {
 #pragma unroll 1
-        for (uint32_t k = 0; k < count; ++k) {
-            Step step;
-            step.step = __shfl_sync(kAllLanes, mine.step, static_cast<int>(k), kLanes);
-            step.unrescale = __shfl_sync(kAllLanes, mine.unrescale, static_cast<int>(k), kLanes);
-            terms.add(first + k, add_plain(job.views[first + k], unit, step, sums));
+    for (uint32_t k = first; k < end; ++k) {
+        uint32_t words[kBits];
+        terms.add(k, unit.load(job.views[k], words));
+        Step step;
+        step.step = __shfl_sync(kAllLanes, mine.step, static_cast<int>(k), kLanes);
+        step.unrescale = __shfl_sync(kAllLanes, mine.unrescale, static_cast<int>(k), kLanes);
+        add_plain<kBits>(words, step, sums);
+    }
+}
+
+// The sums of a unit where all frames are plain and have codes of as many bits: each lane fetches the words,
+// and finds the step, of another frame.
+__device__ __forceinline__ void sum_plain(const SumJob& job, Terms& terms, uint64_t unit, float* sums) {
+    const uint32_t rows = unit_rows(unit, job.expected.count);
+    for (uint32_t first = 0; first < job.frame_count; first += kLanes) {
+        const uint32_t end = job.frame_count - first < kLanes ? job.frame_count : first + kLanes;
+        Step mine;
+        if (rows && first + lane_of_half_warp() < end) {
+            const FrameView& view = job.views[first + lane_of_half_warp()];
+            const uint64_t bytes = kUnit / 8 * view.bits;
+            const uint8_t* const begin = view.payload + bytes * unit;
+            for (uint64_t byte = 0; byte < bytes; byte += 128) prefetch(begin + byte);
+            mine = Step(view, bucket_of_unit(view, unit));
         }
+        with_bits(job.views[0].bits, [&](auto b) {
+            uint64_t here = unit;
+            opaque(here);  // else what follows from it for all numbers of bits is found before
+            add_frames(job, terms, first, end, mine, PackedUnit<b.value>(here, rows), sums);
+        });
     }
 }
 
 __device__ __forceinline__ void undo_dither(const Header& h, uint64_t unit, float* numbers) {
     uint32_t words[4];
     Random(h.seed, h.rank, h.tensor, h.step).words(unit, lane_of_half_warp(), words);
-    each_random(words, [&](int r, uint32_t random) {
-        numbers[r] += 0.5f - static_cast<float>(random) * (1 / kFractionOne);
+    each_random(words, [&](int r, uint32_t number) {
+        numbers[r] += 0.5f - static_cast<float>(number >> 8) * (1 / kFractionOne);
     });
 }
 
@@ -133,7 +157,7 @@ __device__ __forceinline__ void add_any(const SumJob& job, uint32_t frame, uint6
     else
         with_bits(view.bits, [&](auto b) {
             uint32_t words[b.value];
-            load_string<b.value>(view, unit, words);
+            PackedUnit<b.value>(unit, unit_rows(unit, count)).load(view, words);
             each_packed<b.value>(words, keep);
         });
     if (is_subtractive(view.header)) undo_dither(view.header, unit, numbers);
@@ -211,12 +235,12 @@ __device__ __forceinline__ void sum_part(const SumJob& job, const Part& part) {
 
 // Two kernels, since what is fast needs fewer registers: only the device knows which of them has to work.
 template <bool kPlain>
-__global__ void __launch_bounds__(kThreads, 1) sum_frames(SumJob job) {
+__global__ void __launch_bounds__(kSumming, kPlain ? 5 : 1) sum_frames(SumJob job) {
     sum_part<kPlain>(job, part_of_grid());
 }
 
 template <bool kPlain>
-__global__ void __launch_bounds__(kThreads, 1) sum_many(JobList<SumJob> list) {
+__global__ void __launch_bounds__(kSumming, kPlain ? 5 : 1) sum_many(JobList<SumJob> list) {
     each_part(list, [](const SumJob& job, const Part& part) { sum_part<kPlain>(job, part); });
 }
 
@@ -249,17 +273,17 @@ __global__ void __launch_bounds__(kThreads) conclude_many(JobList<SumJob> list) 
 
 }  // namespace
 
-uint32_t blocks_of(const SumJob& job) { return blocks_for(ceil_div(job.units, kThreads / kLanes)); }
+uint32_t blocks_of(const SumJob& job) { return blocks_for(ceil_div(job.units, kSumming / kLanes)); }
 
 uint64_t shared_bytes_of(const SumJob& job) { return Terms::bytes(job.frame_count); }
 
 cudaError_t sum_units(const SumJob& job, bool plain, void* stream) {
     return launch(plain ? sum_frames<true> : sum_frames<false>,
-                  {blocks_of(job), kThreads, shared_bytes_of(job), stream}, job);
+                  {blocks_of(job), kSumming, shared_bytes_of(job), stream}, job);
 }
 
 cudaError_t sum_units(const JobList<SumJob>& list, void* stream) {
-    const Launch how = list.launch(kThreads, stream);
+    const Launch how = list.launch(kSumming, stream);
     const cudaError_t error = launch(sum_many<true>, how, list);
     return error ? error : launch(sum_many<false>, how, list);
 }

@@ -65,9 +65,14 @@ __device__ inline void store_unit(const float* v, uint32_t dtype, uint64_t unit,
     with_dtype(dtype, [&](auto t) {
         using T = decltype(t);
         auto* const at = static_cast<typename T::Element*>(out) + first;
+        if (left > kUnit - kLanes) {
 #pragma unroll
-        for (int r = 0; r < kRows; ++r)
-            if (kLanes * r < left) at[kLanes * r] = T::narrow(v[r]);
+            for (int r = 0; r < kRows; ++r) at[kLanes * r] = T::narrow(v[r]);
+        } else {
+#pragma unroll
+            for (int r = 0; r < kRows; ++r)
+                if (kLanes * r < left) at[kLanes * r] = T::narrow(v[r]);
+        }
     });
 }
 

@@ -36,13 +36,12 @@ struct Encoder {
             divide(v, Inverse(find_scale(v), levels));
         else
             divide(v, unit, job.spec, job.scales(), levels);
-        uint32_t words[4], codes[kRows];
+        uint32_t words[4];
         random.words(unit, lane_of_half_warp(), words);
-        round_narrow(v, words, levels * kFractionOne, codes);
         if (job.spec.codec == QSGD_CODEC_TERNARY)
-            encode_ternary(chunk, codes);
+            encode_ternary(chunk, v, words);
         else
-            encode_packed(chunk, codes);
+            encode_packed(chunk, v, words);
         if (kFindsScales) put_scales(chunk);
         __syncthreads();  // shared memory is used again
     }
@@ -85,17 +84,23 @@ struct Encoder {
         sum += put_word(job.frame, kHeaderWords + first / 2, high << 32 | low);
     }
 
-    __device__ __forceinline__ void encode_packed(uint64_t chunk, const uint32_t* codes) {
+    __device__ __forceinline__ void encode_packed(uint64_t chunk, const float* v,
+                                                  const uint32_t (&random_words)[4]) {
         const uint32_t bits = code_bits(job.spec.levels);
         auto* const words = reinterpret_cast<uint32_t*>(shared.payload);
         with_bits(bits, [&](auto b) {
+            uint32_t codes[kRows];
+            round_narrow<b.value>(v, random_words, codes);
             pack_bits<b.value>(codes, words + kLanes * b.value * half_warp_of_block() + lane_of_half_warp());
         });
         __syncthreads();
         put_payload(chunk, 8 * bits * units, [&](uint32_t k) { return shared.payload[k]; });
     }
 
-    __device__ __forceinline__ void encode_ternary(uint64_t chunk, const uint32_t* codes) {
+    __device__ __forceinline__ void encode_ternary(uint64_t chunk, const float* v,
+                                                   const uint32_t (&random_words)[4]) {
+        uint32_t codes[kRows];
+        round_narrow<8>(v, random_words, codes);
         auto* const digits =
             reinterpret_cast<uint8_t*>(shared.payload) + kUnit * half_warp_of_block() + lane_of_half_warp();
 #pragma unroll

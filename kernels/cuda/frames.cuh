@@ -27,7 +27,9 @@ struct FrameView {
     const uint8_t* base;
     Header header;
     Layout at;
-    uint32_t bits;   // of a packed code
+    uint32_t bits;  // of a packed code
+    const uint8_t* payload;
+    uint64_t key;    // the checksum's, of the payload's first word
     uint64_t found;  // terms of the checksum so far
 
     // Packed, with whole units in each bucket.
@@ -86,7 +88,7 @@ struct SumJob {
     qsgd_verdict* verdict;
     struct State {
         uint64_t failure;  // the first so far
-        uint64_t special;  // frames that are not plain
+        uint64_t special;  // frames that are not plain, or have other bits than the first
     }* state;
     FrameView* views;
     CodedScratch coded;

@@ -48,6 +48,25 @@ cudaError_t launch(void (*kernel)(Parameters...), const Launch& how,
                             static_cast<cudaStream_t>(how.stream));
 }
 
+// The 128 bytes around `at`, on their way to the second-level cache.
+__device__ __forceinline__ void prefetch(const void* at) {
+#ifdef __CUDA_ARCH__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+#else
+    (void)at;
+#endif
+}
+
+// The compiler knows nothing of `value` from here on, and moves nothing that follows from it to before.
+#ifdef __CUDA_ARCH__
+__device__ __forceinline__ void opaque(uint32_t& value) { asm volatile("" : "+r"(value)); }
+__device__ __forceinline__ void opaque(uint64_t& value) { asm volatile("" : "+l"(value)); }
+__device__ __forceinline__ void opaque(float& value) { asm volatile("" : "+f"(value)); }
+#else
+template <class T>
+void opaque(T&) {}
+#endif
+
 // A block's part of a job that so many blocks share.
 struct Part {
     uint32_t block, blocks;

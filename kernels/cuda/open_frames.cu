@@ -18,14 +18,16 @@ __device__ int read_header(const SumJob& job, const uint8_t* base, uint64_t byte
     return found == h.checksum ? status : QSGD_BAD_CHECKSUM;
 }
 
-__device__ void open(const SumJob& job, uint32_t number, const uint8_t* base, const Header& h) {
+__device__ void open(const SumJob& job, uint32_t number, const uint8_t* base, const Header& h,
+                     uint32_t first_bits) {
     FrameView& view = job.views[number];
     view.base = base;
     view.header = h;
     view.at = layout(h.codec, h.levels, h.count, h.bucket_size);
     view.bits = code_bits(h.levels);
+    view.payload = base + view.at.payload, view.key = checksum_key(view.at.payload / 8);
     view.found = header_terms(h);
-    if (!view.plain()) atomic_add(&job.state->special, 1);
+    if (!view.plain() || view.bits != first_bits) atomic_add(&job.state->special, 1);
     qsgd_expectation expected = job.expected;
     if (job.late.draw) expected.step = job.late.draw->step;
     const int agreement = check_agreement(h, expected, number);
@@ -39,18 +41,21 @@ __device__ void open_all(const SumJob& job) {
     if (lane == 0) *job.state = {kNoFailure, 0};
     __syncwarp();
     uint64_t begin = 0;
+    uint32_t first_bits = 0;
     for (uint32_t first = 0; first < job.frame_count;) {
         const uint64_t left = job.bytes - begin;
         Header h = {};
         int status = lane == 0 ? read_header(job, job.frames + begin, left, h) : QSGD_TRUNCATED;
         const uint64_t length = __shfl_sync(kAllLanes, status == QSGD_OK ? h.frame_bytes : 0, 0);
+        if (first == 0) first_bits = __shfl_sync(kAllLanes, status == QSGD_OK ? code_bits(h.levels) : 0, 0);
         if (lane > 0 && length > 0 && lane < job.frame_count - first && lane * length <= left)
             status = read_header(job, job.frames + begin + lane * length, left - lane * length, h);
         const uint32_t differ = ~__ballot_sync(kAllLanes, status == QSGD_OK && h.frame_bytes == length);
         const uint32_t here = job.frame_count - first < kWarp ? job.frame_count - first : kWarp;
         const uint32_t alike = differ ? __ffs(differ) - 1 : kWarp;
         const uint32_t last = alike < here ? alike : here - 1;  // that looked at the right place
-        if (lane <= last && status == QSGD_OK) open(job, first + lane, job.frames + begin + lane * length, h);
+        if (lane <= last && status == QSGD_OK)
+            open(job, first + lane, job.frames + begin + lane * length, h, first_bits);
         if (lane == last && status != QSGD_OK) job.fail(kHeaders, first + lane, status);
         if (!__shfl_sync(kAllLanes, status == QSGD_OK, last)) return;
         begin += last * length + __shfl_sync(kAllLanes, h.frame_bytes, last);

@@ -5,16 +5,16 @@
 
 namespace qsgd {
 
-// A lane's string of codes, which stand in bits 24 and up, to its words at out[0], out[16], ...
+// A lane's string of codes, which stand in the highest bits, to its words at out[0], out[16], ...: from the
+// last one on, each is shifted in from below.
 template <int kBits>
 __device__ __forceinline__ void pack_bits(const uint32_t* codes, uint32_t* out) {
     uint32_t words[kBits] = {};
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-        constexpr uint32_t kMask = (1u << kBits) - 1;
-        const int at = r * kBits % 32, word = r * kBits / 32;
-        words[word] |= (at <= 24 ? codes[r] >> (24 - at) : codes[r] << (at - 24)) & kMask << at;
-        if (at + kBits > 32) words[word + 1] |= codes[r] >> (56 - at) & ((1u << (at + kBits - 32)) - 1);
+    for (int r = kRows - 1; r >= 0; --r) {
+        const int word = r * kBits / 32, beyond = r * kBits % 32 + kBits - 32;
+        if (beyond > 0) words[word + 1] = __funnelshift_l(codes[r], words[word + 1], beyond);
+        words[word] = __funnelshift_l(codes[r], words[word], kBits);
     }
 #pragma unroll
     for (int w = 0; w < kBits; ++w) out[kLanes * w] = words[w];

@@ -6,26 +6,34 @@
 
 namespace qsgd {
 
-// What an element is multiplied by, one factor after the other.
+// How elements of a bucket become x * 2^24.
 struct Inverse {
-    float rescale, step;
-    bool finite;
+    float rescale, step, top;  // factors, one after the other, and the limit
+    bool finite,
+        exceeds;  // whether the scale is a number; whether it, and so an element, goes beyond the limit
     __device__ Inverse(float scale, float levels)
         : rescale(is_tiny(scale) ? kRescale : 1.0f),
           step(inverse_step(scale, levels * kFractionOne)),
-          finite(is_finite(scale)) {}
-    // x * 2^24, before it is limited.
-    __device__ __forceinline__ float operator()(float v) const { return v * rescale * step; }
+          top(levels * kFractionOne),
+          finite(is_finite(scale)),
+          exceeds(scale * rescale * step > top) {}
+    __device__ __forceinline__ float limited(float x) const { return fminf(fmaxf(x, -top), top); }
+    __device__ __forceinline__ float operator()(float v) const {
+        return finite ? limited(v * rescale * step) : 0;
+    }
 };
 
-// v becomes x * 2^24 where one scale holds for all of it.
+// The same where one scale, of which none is larger, holds for all of v.
 __device__ __forceinline__ void divide(float* v, const Inverse& inverse) {
     if (inverse.finite && inverse.rescale == 1.0f) {
 #pragma unroll
         for (int r = 0; r < kRows; ++r) v[r] *= inverse.step;
+        if (!inverse.exceeds) return;  // by rounding, at most
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) v[r] = inverse.limited(v[r]);
     } else {
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) v[r] = inverse.finite ? inverse(v[r]) : 0;
+        for (int r = 0; r < kRows; ++r) v[r] = inverse(v[r]);
     }
 }
 
@@ -41,22 +49,22 @@ __device__ inline void divide(float* v, uint64_t unit, const qsgd_spec& spec, co
     for (int r = 0; r < kRows; ++r) {
         if (kLanes * r < left) {
             if (r > 0 && walk.next_row()) inverse = Inverse(scales[walk.bucket], levels);
-            v[r] = inverse.finite ? inverse(v[r]) : 0;
+            v[r] = inverse(v[r]);
         }
     }
 }
 
-// x * 2^24 becomes T + R, which has the code from bit 24 on: s <= 127.
-__device__ __forceinline__ void round_narrow(const float* v, const uint32_t (&words)[4], float limit,
-                                             uint32_t* codes) {
-    each_random(words, [&](int r, uint32_t random) {
-        codes[r] = static_cast<uint32_t>(__float2int_rn(fminf(fmaxf(v[r], -limit), limit))) + random;
+// x * 2^24 becomes (T + R) * 2^(8 - kBits), which has the code in its highest bits: s <= 127.
+template <int kBits>
+__device__ __forceinline__ void round_narrow(const float* v, const uint32_t (&words)[4], uint32_t* codes) {
+    each_random(words, [&](int r, uint32_t number) {
+        codes[r] = (static_cast<uint32_t>(__float2int_rn(v[r])) << (8 - kBits)) + (number >> kBits);
     });
 }
 
 // The code of x * 2^24.
-__device__ __forceinline__ int32_t round_wide(float x, uint32_t random, float limit) {
-    return static_cast<int32_t>((__float2ll_rn(fminf(fmaxf(x, -limit), limit)) + random) >> 24);
+__device__ __forceinline__ int32_t round_wide(float x, uint32_t number) {
+    return static_cast<int32_t>((__float2ll_rn(x) + (number >> 8)) >> 24);
 }
 
 __device__ __forceinline__ uint32_t magnitude_of(int32_t code) {
@@ -74,8 +82,7 @@ __device__ __forceinline__ void each_code(const EncodeJob& job, const Random& ra
     load_unit(job.gradient, job.spec.dtype, unit, job.spec.count, v);
     divide(v, unit, job.spec, job.scales(), levels);
     random.words(unit, lane_of_half_warp(), words);
-    each_random(words,
-                [&](int r, uint32_t number) { body(r, round_wide(v[r], number, levels * kFractionOne)); });
+    each_random(words, [&](int r, uint32_t number) { body(r, round_wide(v[r], number)); });
 }
 
 }  // namespace qsgd

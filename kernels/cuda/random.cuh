@@ -36,8 +36,8 @@ class Random {
     uint32_t tensor_, step_;
 };
 
-// Calls body(row, R) for a lane's rows: those of a word are consecutive numbers of a linear congruential
-// generator.
+// Calls body(row, 256 R + ...) for a lane's rows: R are the highest 24 bits. Those of a word are consecutive
+// numbers of a linear congruential generator.
 template <class Body>
 __device__ __forceinline__ void each_random(const uint32_t (&words)[4], Body body) {
 #pragma unroll
@@ -45,7 +45,7 @@ __device__ __forceinline__ void each_random(const uint32_t (&words)[4], Body bod
         uint32_t number = words[w];
 #pragma unroll
         for (int k = 0; k < kSharing; ++k) {
-            body(kSharing * w + k, number >> 8);
+            body(kSharing * w + k, number);
             number *= kMultiplier;
         }
     }

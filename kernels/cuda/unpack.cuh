@@ -11,30 +11,50 @@ __device__ __forceinline__ float power_of_two(int exponent) {
     return float_from_bits(static_cast<uint32_t>(127 + exponent) << 23);
 }
 
-// Bytes of the payload from a unit's beginning on, or `most`.
-__device__ __forceinline__ uint32_t bytes_left(const FrameView& view, uint64_t first, uint32_t most) {
-    const uint64_t left = first < view.at.coded_bytes ? view.at.coded_bytes - first : 0;
-    return left < most ? static_cast<uint32_t>(left) : most;
+// Rows of a unit that are there.
+__device__ __forceinline__ uint32_t unit_rows(uint64_t unit, uint64_t count) {
+    const uint64_t first = kUnit * unit, left = first < count ? count - first : 0;
+    return static_cast<uint32_t>(left < kUnit ? (left + kLanes - 1) / kLanes : kRows);
 }
 
-// The words of a lane's string, zeros where the payload has ended. Returns this lane's part of the unit's
-// terms.
+// A lane's part of a unit in packed payloads of so many bits.
 template <int kBits>
-__device__ __forceinline__ uint64_t load_string(const FrameView& view, uint64_t unit,
-                                                uint32_t (&words)[kBits]) {
-    const uint64_t first = view.at.payload + 64 * kBits * unit;
-    const uint32_t lane = lane_of_half_warp(), left = bytes_left(view, first, 64 * kBits);
-    const auto* const at = reinterpret_cast<const uint32_t*>(view.base + first) + lane;
+struct PackedUnit {
+    static constexpr uint32_t kBytes = 64 * kBits;
+    uint64_t first,
+        key;         // its first word in the payload, in bytes, and the checksum's number from the payload's
+    uint32_t bytes;  // of the unit that are there
+
+    __device__ __forceinline__ PackedUnit(uint64_t unit, uint32_t rows)
+        : first(kBytes * unit + 4 * lane_of_half_warp()),
+          key((kBytes / 8 * unit + lane_of_half_warp()) * kGolden),
+          bytes(64 * ((kBits * rows + 31) / 32)) {}
+
+    // The words of its string, zeros where the payload has ended. Returns its part of the unit's terms.
+    __device__ __forceinline__ uint64_t load(const FrameView& view, uint32_t (&words)[kBits]) const {
+        const uint32_t lane = lane_of_half_warp();
+        const auto* const narrow = reinterpret_cast<const uint32_t*>(view.payload + first);
+        const auto* const wide = reinterpret_cast<const uint64_t*>(narrow + lane);
+        const uint64_t begin = view.key + key;
+        uint64_t terms = 0;
+        const auto add = [&](uint32_t w) {
+            terms += keyed_term(__ldg(wide + 8 * w), begin + 8 * w * kGolden);
+        };
+        if (bytes == kBytes) {
 #pragma unroll
-    for (uint32_t w = 0; w < kBits; ++w) words[w] = 64 * w < left ? __ldg(at + kLanes * w) : 0;
-    uint64_t terms = 0;
+            for (int w = 0; w < kBits; ++w) words[w] = __ldg(narrow + kLanes * w);
 #pragma unroll
-    for (uint32_t w = 0; w < kBits; w += 2)
-        if (64 * w + 8 * lane < left)
-            terms +=
-                checksum_term(__ldg(word_of(view.base, first / 8 + lane) + 8 * w), first / 8 + lane + 8 * w);
-    return terms;
-}
+            for (int w = 0; w < kBits; w += 2)
+                if (w + 1 < kBits || lane < kLanes / 2) add(w);
+        } else {
+#pragma unroll
+            for (uint32_t w = 0; w < kBits; ++w) words[w] = 64 * w < bytes ? __ldg(narrow + kLanes * w) : 0;
+#pragma unroll 1
+            for (uint32_t w = 0; 64 * w + 8 * lane < bytes; w += 2) add(w);
+        }
+        return terms;
+    }
+};
 
 // (a & b) ^ c in one instruction, of which the compiler makes two where b and c are constants.
 __device__ __forceinline__ uint32_t and_xor(uint32_t a, uint32_t b, uint32_t c) {
