@@ -76,6 +76,12 @@ def test_sum_of_frames_of_many_kinds(dtype: str) -> None:
         check_sum(codings, n, dtype, FACTORS[(k + n) % len(FACTORS)], k)
 
 
+def test_sum_of_frames_of_several_widths() -> None:
+    """Nothing else tells them from frames of one width."""
+    for levels in ((7, 100), (100, 7), (3, 3, 1)):
+        check_sum([{"levels": s, "bucket_size": 512} for s in levels], 1600, "float32", 0.5, 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_factors(dtype: str) -> None:
     for factor, seed in itertools.product(FACTORS, range(len(KINDS))):
