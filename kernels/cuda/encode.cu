@@ -32,10 +32,12 @@ struct Encoder {
         const uint64_t unit = chunk * units + half_warp_of_block();
         float v[kRows];
         load_unit(job.gradient, job.spec.dtype, unit, job.spec.count, v);
-        if (kFindsScales)
+        if (kFindsScales) {
             divide(v, Inverse(find_scale(v), levels));
-        else
+        } else {
             divide(v, unit, job.spec, job.scales(), levels);
+            limit(v, levels * kFractionOne);
+        }
         uint32_t words[4];
         random.words(unit, lane_of_half_warp(), words);
         if (job.spec.codec == QSGD_CODEC_TERNARY)

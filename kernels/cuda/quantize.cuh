@@ -8,7 +8,7 @@ namespace qsgd {
 
 // How elements of a bucket become x * 2^24.
 struct Inverse {
-    float rescale, step, top;  // factors, one after the other, and the limit
+    float rescale, step, top;  // factors, one after the other; the limit
     bool finite,
         exceeds;  // whether the scale is a number; whether it, and so an element, goes beyond the limit
     __device__ Inverse(float scale, float levels)
@@ -17,27 +17,30 @@ struct Inverse {
           top(levels * kFractionOne),
           finite(is_finite(scale)),
           exceeds(scale * rescale * step > top) {}
-    __device__ __forceinline__ float limited(float x) const { return fminf(fmaxf(x, -top), top); }
-    __device__ __forceinline__ float operator()(float v) const {
-        return finite ? limited(v * rescale * step) : 0;
-    }
+    // Not limited yet.
+    __device__ __forceinline__ float operator()(float v) const { return finite ? v * rescale * step : 0; }
 };
 
-// The same where one scale, of which none is larger, holds for all of v.
+__device__ __forceinline__ float limited(float x, float top) { return fminf(fmaxf(x, -top), top); }
+__device__ __forceinline__ void limit(float* v, float top) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) v[r] = limited(v[r], top);
+}
+
+// The same where one scale, of which no element is larger, holds for all of v: then only rounding may exceed
+// the limit.
 __device__ __forceinline__ void divide(float* v, const Inverse& inverse) {
     if (inverse.finite && inverse.rescale == 1.0f) {
 #pragma unroll
         for (int r = 0; r < kRows; ++r) v[r] *= inverse.step;
-        if (!inverse.exceeds) return;  // by rounding, at most
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) v[r] = inverse.limited(v[r]);
     } else {
 #pragma unroll
         for (int r = 0; r < kRows; ++r) v[r] = inverse(v[r]);
     }
+    if (inverse.exceeds) limit(v, inverse.top);
 }
 
-// The same of a unit of the tensor, from the scales of its buckets.
+// The same of a unit of the tensor, from the scales of its buckets; not limited yet.
 __device__ inline void divide(float* v, uint64_t unit, const qsgd_spec& spec, const float* scales,
                               float levels) {
     const uint64_t first = kUnit * unit + lane_of_half_warp();
@@ -63,8 +66,8 @@ __device__ __forceinline__ void round_narrow(const float* v, const uint32_t (&wo
 }
 
 // The code of x * 2^24.
-__device__ __forceinline__ int32_t round_wide(float x, uint32_t number) {
-    return static_cast<int32_t>((__float2ll_rn(x) + (number >> 8)) >> 24);
+__device__ __forceinline__ int32_t round_wide(float x, uint32_t number, float top) {
+    return static_cast<int32_t>((__float2ll_rn(limited(x, top)) + (number >> 8)) >> 24);
 }
 
 __device__ __forceinline__ uint32_t magnitude_of(int32_t code) {
@@ -82,7 +85,8 @@ __device__ __forceinline__ void each_code(const EncodeJob& job, const Random& ra
     load_unit(job.gradient, job.spec.dtype, unit, job.spec.count, v);
     divide(v, unit, job.spec, job.scales(), levels);
     random.words(unit, lane_of_half_warp(), words);
-    each_random(words, [&](int r, uint32_t number) { body(r, round_wide(v[r], number)); });
+    each_random(words,
+                [&](int r, uint32_t number) { body(r, round_wide(v[r], number, levels * kFractionOne)); });
 }
 
 }  // namespace qsgd
