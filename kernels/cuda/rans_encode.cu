@@ -124,7 +124,7 @@ struct Encoder {
     }
 };
 
-__global__ void __launch_bounds__(kThreads, 3) encode_streams(RansFrame frame) {
+__global__ void __launch_bounds__(kThreads) encode_streams(RansFrame frame) {
     Shared& shared = *shared_memory<Shared>();
     static_assert(sizeof(RansEncoder) % 8 == 0, "copied by words");
     const auto* const from = reinterpret_cast<const uint64_t*>(&frame.state->encoder);
