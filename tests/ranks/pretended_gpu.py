@@ -1,26 +1,24 @@
 """A GPU that is pretended: CPU tensors take the GPU's path, with the CUDA kernels as the emulation runs them.
 
-The one seam is `torch_streams.GPU`, behind which is all of `torch.cuda` that the path uses. What is enqueued here is
-done at once; that nothing waits, and streams, can only be tested on a GPU (`tests/test_gpu_torch.py`).
+The one seam is `torch_streams.GPU`, behind which is all of `torch.cuda` that the path uses. That nothing waits, and
+streams, can only be tested on a GPU (`tests/test_gpu_torch.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import pretended
+from benchmarks.pretended import EMULATED
 from hvd_qsgd import native_cuda, torch_streams
 
-EMULATED = Path(__file__).parents[2] / "build/cuda-emulated/libhvd_qsgd_cuda.so"
 
-
-class Event:
-    """What ``mark`` returns: counts who waits for it."""
+class Event(pretended.Event):
+    """Counts who waits for it."""
 
     waits = 0
 
@@ -28,8 +26,8 @@ class Event:
         Event.waits += 1
 
 
-class PretendedGpu(torch_streams.Gpu):
-    """Every tensor lies on it."""
+class PretendedGpu(pretended.PretendedGpu):
+    """Counts what is asked of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,35 +35,14 @@ class PretendedGpu(torch_streams.Gpu):
         self.is_capturing = False
         self.arrivals = 0
 
-    def holds(self, tensor: torch.Tensor) -> bool:
-        return True
-
     def capturing(self) -> bool:
         return self.is_capturing
-
-    @contextlib.contextmanager
-    def encoding(self, device: torch.device) -> Iterator[int]:
-        yield 0
 
     def lend(self, tensor: torch.Tensor) -> None:
         self.lent.append(tensor)
 
-    @contextlib.contextmanager
-    def here(self, device: torch.device) -> Iterator[int]:
-        yield 0
-
-    @contextlib.contextmanager
-    def arriving(self, device: torch.device) -> Iterator[None]:
-        yield
-
     def arrived(self, everything: list[torch.Tensor]) -> None:
         self.arrivals += len(everything)
-
-    def read(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(tensors)
-
-    def pinned(self, size: int) -> torch.Tensor:
-        return torch.zeros(size, dtype=torch.uint8)
 
     def mark(self, device: torch.device) -> Any:
         return Event()
