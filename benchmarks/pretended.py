@@ -52,8 +52,8 @@ class PretendedGpu(torch_streams.Gpu):
     def arrived(self, everything: list[torch.Tensor]) -> None:
         pass
 
-    def read(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(tensors)
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
 
     def pinned(self, size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=torch.uint8)

@@ -159,7 +159,7 @@ class Compressor:
             tensor=tensor_id(self.options.name or "", name),
             step=self.steps.step,
         )
-        return Slot(name, f"{self._prefix}.{name}", dtype, spec, self._ranks.size)
+        return Slot(name, f"{self._prefix}.{name}", shape, dtype, spec, self._ranks.size)
 
     def _requantize(self, slot: Slot, quantization: Quantization) -> None:
         frames.set_quantization(slot.spec, quantization)
@@ -175,7 +175,16 @@ class Compressor:
 
         If it cannot be made, the buffer holds an error frame, so that all ranks learn of it.
         """
-        return self.encode_together(lambda slots: [self._encode(slots[0], gradient, allocate)], [ticket], allocate)[0]
+        start = time.perf_counter()
+        slot: Slot = ticket.slot
+        last = slot.history.frame_bytes
+        try:
+            buffer = self._encode(slot, gradient, allocate)
+        except Exception as error:  # whatever it is: without a frame of this rank the others would wait for ever
+            return self.refuse(ticket, error, allocate)
+        self._encoded(ticket, last)
+        self.stats.seconds_encode += time.perf_counter() - start
+        return buffer
 
     def encode_together(
         self,
@@ -189,18 +198,23 @@ class Compressor:
         lengths = [slot.history.frame_bytes for slot in slots]
         try:
             buffers = make(slots)
-        except Exception as error:  # whatever it is: without frames of this rank the others would wait for ever
+        except Exception as error:  # as for one
             return [self.refuse(ticket, error, allocate) for ticket in tickets]
-        stats = self.stats
-        for ticket, slot, last in zip(tickets, slots, lengths):
-            ticket.encoded = True
-            stats.tensors_compressed += 1
-            stats.coordinates += slot.spec.count
-            stats.bytes_raw += slot.spec.count * wire.ITEM_BYTES[slot.dtype]
-            stats.bytes_sent += slot.history.frame_bytes
-            stats.frames_resized += last not in (0, slot.history.frame_bytes)
-        stats.seconds_encode += time.perf_counter() - start
+        for ticket, last in zip(tickets, lengths):
+            self._encoded(ticket, last)
+        self.stats.seconds_encode += time.perf_counter() - start
         return buffers
+
+    def _encoded(self, ticket: Ticket, last: int) -> None:
+        """Count its frame; the last one had ``last`` bytes."""
+        slot, stats = ticket.slot, self.stats
+        ticket.encoded = True
+        size = slot.history.frame_bytes
+        stats.tensors_compressed += 1
+        stats.coordinates += slot.count
+        stats.bytes_raw += slot.count * wire.ITEM_BYTES[slot.dtype]
+        stats.bytes_sent += size
+        stats.frames_resized += size != last and last != 0
 
     def _encode(self, slot: Slot, gradient: int, allocate: Callable[[int], tuple[Buffer, int]]) -> Buffer:
         if not slot.quantization.fixed_length:
@@ -230,9 +244,8 @@ class Compressor:
         ctypes.memmove(address, frame, len(frame))
         return buffer
 
-    def token(self, ticket: Ticket) -> list[float]:
-        """What Horovod reduces in place of the gradient; it is the same in every step."""
-        slot = ticket.slot
+    def token(self, slot: Slot) -> list[float]:
+        """What Horovod reduces in place of the tensor's gradient; it is the same in every step."""
         return native.token(slot.spec.rank, slot.signature)
 
     def factor(self, ticket: Ticket, reduced: bytes) -> float:
@@ -242,19 +255,11 @@ class Compressor:
         """
         slot: Slot = ticket.slot
         if not ticket.close():
-            raise QSGDError(
-                f"{slot} is decompressed twice, or after the compressor's state was loaded, or its parameter was "
-                "compressed again meanwhile (is it in two optimizers?): every compress() is for one decompress()"
-            )
+            raise not_on_its_way(slot)
         if slot.accepted is None or slot.accepted[0] != reduced:
             entries = memoryview(reduced).cast("f").tolist()
             slot.accepted = reduced, native.token_factor(entries, slot.size, slot.signature, str(slot))
         return slot.accepted[1]
-
-    def known_factor(self, ticket: Ticket, reduced: bytes) -> float | None:
-        """What ``factor`` would return if the token came back as it did last time; None if it did not, or not yet."""
-        accepted = ticket.slot.accepted
-        return None if accepted is None or accepted[0] != reduced else accepted[1]
 
     def decode(self, ticket: Ticket, address: int, size: int, factor: float, out: int) -> None:
         """Write the sum of all ranks' frames, ``size`` bytes at ``address``, times ``factor`` to ``out``."""
@@ -263,11 +268,11 @@ class Compressor:
         frames.decode_sum(address, size, slot.size, slot.expected, factor, out, slot)
         if self._controller is not None and self._reads_frames:
             self._controller.arrived(slot.name, controller.read_arrival(address, slot.size, slot.spec.levels))
-        self.decoded(slot, size, start)
+        self.decoded(size - slot.history.frame_bytes, start)
 
-    def decoded(self, slot: Slot, size: int, start: float) -> None:
-        """Count the decoding, begun at ``start``, of all ranks' frames, which are ``size`` bytes long."""
-        self.stats.bytes_received += size - slot.history.frame_bytes
+    def decoded(self, received: int, start: float) -> None:
+        """Count the decoding, begun at ``start``, of frames of which so many bytes are other ranks'."""
+        self.stats.bytes_received += received
         self.stats.seconds_decode += time.perf_counter() - start
 
     def decode_own(self, ticket: Ticket, address: int, out: int) -> None:
@@ -306,6 +311,14 @@ class Compressor:
         self.steps.begin(step)
         self._seed, self._controller = saved.seed, None
         self._use(saved.quantization, saved.past)
+
+
+def not_on_its_way(slot: Slot) -> QSGDError:
+    """What to raise for a ticket that was closed already."""
+    return QSGDError(
+        f"{slot} is decompressed twice, or after the compressor's state was loaded, or its parameter was compressed "
+        "again meanwhile (is it in two optimizers?): every compress() is for one decompress()"
+    )
 
 
 class Saved(NamedTuple):

@@ -7,7 +7,7 @@ import threading
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from hvd_qsgd import native
@@ -20,18 +20,21 @@ class Slot:
     """What stays the same about one tensor from step to step, and must be the same on all ranks."""
 
     __slots__ = (
-        "accepted", "buffers", "dtype", "expected", "history", "last_step", "most_bytes", "name", "operation",
-        "quantization", "signature", "size", "spec", "tokens",
+        "accepted", "buffers", "count", "dtype", "expected", "group", "history", "last_step", "most_bytes", "name",
+        "operation", "quantization", "shape", "signature", "size", "spec",
     )  # fmt: skip
 
-    def __init__(self, name: str, operation: str, dtype: str, spec: native.Spec, size: int) -> None:
+    def __init__(
+        self, name: str, operation: str, shape: Sequence[int], dtype: str, spec: native.Spec, size: int
+    ) -> None:
         self.name = name  # of the tensor
         self.operation = operation  # name of the collective that carries its frames
-        self.dtype = dtype
+        self.shape, self.dtype = shape, dtype
+        self.count = int(spec.count)  # elements
         self.spec = spec  # its step and quantization follow the compressor's
         self.expected = native.Expectation(spec.count, spec.tensor, spec.step, spec.dtype, 0)
         self.size = size  # ranks that send a frame
-        self.tokens: Any = None  # the frontend's tensors for them
+        self.group: Any = None  # the frontend's, of tensors that set out together, if this is their first
         self.buffers: Any = None  # the frontend's, on a GPU
         self.accepted: tuple[bytes, float] | None = None  # a reduced token that was found right, and its factor
         self.signature = 0
@@ -43,7 +46,7 @@ class Slot:
 
     def step_after(self, step: int) -> int:
         """The tensor's next step: ``step``, or a later one if it had that already: no random numbers are used twice."""
-        self.last_step = max(step, self.last_step + 1)
+        self.last_step = step if step > self.last_step else self.last_step + 1
         return self.last_step
 
     def sign(self, schedule: str) -> None:
@@ -51,10 +54,14 @@ class Slot:
         spec = self.spec
         signature = native.signature(self.operation + schedule, spec.tensor, spec.count, spec.dtype)
         if signature != self.signature:
-            self.signature, self.tokens, self.accepted = signature, None, None
+            self.signature, self.accepted = signature, None
 
     def __str__(self) -> str:
-        return f"tensor {self.name!r} ({self.spec.count} x {self.dtype}, step {self.spec.step})"
+        return self.describe(self.spec.step)
+
+    def describe(self, step: int) -> str:
+        """The tensor, as it was in ``step``, in words."""
+        return f"tensor {self.name!r} ({self.count} x {self.dtype}, step {step})"
 
 
 class Ticket:
@@ -69,16 +76,21 @@ class Ticket:
         self.serial = steps.next_serial()
         steps.on_their_way[slot] = self.serial
 
+    def is_open(self) -> bool:
+        """Whether the tensor is on its way: it has not arrived, and was not given up."""
+        return self._steps.on_their_way.get(self.slot) == self.serial
+
     def close(self) -> bool:
         """The tensor has arrived. False if it had before, or was given up."""
-        if self._steps.on_their_way.get(self.slot) != self.serial:
+        if not self.is_open():
             return False
         del self._steps.on_their_way[self.slot]
         return True
 
     def __del__(self) -> None:
         # Thrown away by an exception, or by an optimizer that loads its state: as good as arrived.
-        self.close()
+        if self.is_open():
+            self.close()
 
 
 class Steps:

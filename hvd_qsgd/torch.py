@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +15,7 @@ except ImportError as _error:
         "hvd_qsgd.torch needs Horovod built for PyTorch, which cannot be imported here: see README.md"
     ) from _error
 
-from hvd_qsgd import presets, residuals, torch_streams
+from hvd_qsgd import presets, residuals
 from hvd_qsgd.compressor import Compressor, Options
 from hvd_qsgd.config import DEFAULT, DEFAULT_MIN_SIZE, BucketSize, Levels, Quantization
 from hvd_qsgd.errors import QSGDError
@@ -26,11 +25,10 @@ from hvd_qsgd.residuals import Residuals
 from hvd_qsgd.schedule import Schedule
 from hvd_qsgd.selection import ParameterNames, Skip, make_skip
 from hvd_qsgd.stats import Stats
-from hvd_qsgd.steps import Slot, Ticket
 from hvd_qsgd.torch_cpu import CpuPath
 from hvd_qsgd.torch_cuda import CudaPath
-from hvd_qsgd.torch_cuda_journeys import Departure
-from hvd_qsgd.torch_tensors import CPU, FEEDBACK_WIRE, WIRE_DTYPES, Form, Tokens, Wire, saved_residual
+from hvd_qsgd.torch_groups import Journey, Station
+from hvd_qsgd.torch_tensors import FEEDBACK_WIRE, WIRE_DTYPES, Wire, saved_residual
 from hvd_qsgd.torch_transport import Transport
 
 Tensor = torch.Tensor
@@ -122,11 +120,11 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         self._residuals = Residuals(torch.zeros, torch.Tensor.data_ptr) if error_feedback else None
         named_parameters = None if named_parameters is None else list(named_parameters)
         self._names = None if named_parameters is None else ParameterNames(named_parameters)
-        self._skip = make_skip(skip, have_names=self._names is not None)
+        self._skip = None if skip is None else make_skip(skip, have_names=self._names is not None)
         self._transport = Transport(transport, process_set)
-        self._on_cpu = CpuPath(self._core, self._transport, self._residuals)
-        self._on_gpu = CudaPath(self._core, self._transport, self._on_cpu)
-        self._grouped = grouped
+        on_cpu = CpuPath(self._core, self._transport, self._residuals)
+        self._on_gpu = CudaPath(self._core, self._transport, on_cpu)
+        self._station = Station(self._core, on_cpu, self._on_gpu, grouped)
         self._others = {
             "named_parameters": named_parameters, "min_size": min_size, "skip": skip, "name": name,
             "process_set": process_set, "transport": transport, "measure_error": measure_error,
@@ -155,17 +153,14 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         return f"QSGD({self._core.quantization})"
 
     @Method
-    def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
+    def compress(self, tensor: Tensor) -> Any:
         """Horovod calls this. Returns what it is to reduce instead of ``tensor``, and what ``decompress`` needs."""
         name = self._names.find(tensor) if self._names else None
         wire = self._wire(name, tensor)
         if wire is None:
             return self._carry(tensor)
-        path = self._path(tensor)
         ticket = self._core.open(name, tensor.shape, wire.dtype, self._transport.ranks)
-        token, form = self._tokens(ticket, tensor).take(), Form(tensor, tensor.shape, wire.carrier)
-        sent = token, (ticket, token, path, path.start(ticket, token, form), form, wire)
-        return sent if path is self._on_cpu else Departure(sent, self._on_gpu.depart)
+        return self._station.wait_here(Journey(ticket, tensor, wire))
 
     @Method
     def decompress(self, tensor: Tensor, ctx: Any) -> Tensor:
@@ -174,14 +169,11 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
             return tensor
         if isinstance(ctx, torch.dtype):
             return tensor.to(ctx)
-        ticket, token, path, gathering, form, wire = ctx
-        factor = self._core.factor(ticket, path.reduced(gathering, tensor))
-        ticket.slot.tokens.give_back(token)
-        start = time.perf_counter()
-        arrived = gathering.wait()
-        self._core.stats.seconds_wait += time.perf_counter() - start
-        result: Tensor = path.finish(ticket, arrived, factor, form)
-        return result if wire.original is wire.carrier else result.to(wire.original)
+        journey: Journey = ctx
+        factor = self._core.factor(journey.ticket, journey.reduced(tensor))
+        journey.departure.accept(in_place=tensor is journey.token)
+        result: Tensor = journey.departure.path.finish(journey, factor)
+        return result if result.dtype is journey.wire.original else result.to(journey.wire.original)
 
     @Method
     def change(self, **changes: Any) -> None:
@@ -237,28 +229,9 @@ class QSGD(HorovodCompressor):  # type: ignore[misc]
         wire = (WIRE_DTYPES if self._residuals is None else FEEDBACK_WIRE).get(tensor.dtype)
         if wire is None or tensor.layout is not torch.strided or tensor.is_nested:
             return None
-        if not self._core.options.wants(tensor.numel(), tensor.dim()) or self._skip(name, tensor):
+        if not self._core.options.wants(tensor.numel(), tensor.dim()):
             return None
-        return wire
-
-    def _path(self, tensor: Tensor) -> CpuPath | CudaPath:
-        gpu = torch_streams.GPU
-        if not gpu.holds(tensor):
-            return self._on_cpu
-        if gpu.capturing():
-            raise QSGDError(
-                "gradients cannot be reduced while a CUDA graph is captured, since Horovod's operations cannot: "
-                "capture the forward and the backward pass alone, and reduce after the replay"
-            )
-        return self._on_gpu if self._on_gpu.takes() else self._on_cpu
-
-    def _tokens(self, ticket: Ticket, tensor: Tensor) -> Tokens:
-        slot: Slot = ticket.slot
-        device = tensor.device if self._grouped and torch_streams.GPU.holds(tensor) else CPU
-        if slot.tokens is None or slot.tokens.device != device:
-            slot.tokens = Tokens(self._core.token(ticket), device)
-        tokens: Tokens = slot.tokens
-        return tokens
+        return None if self._skip is not None and self._skip(name, tensor) else wire
 
     def _carry(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """An uncompressed gradient, as stock Horovod can take it: contiguous, and not bfloat16."""

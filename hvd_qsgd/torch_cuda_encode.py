@@ -9,6 +9,7 @@ import torch
 
 from hvd_qsgd import native, native_cuda, torch_streams
 from hvd_qsgd.steps import Slot
+from hvd_qsgd.torch_groups import Group, Journey
 from hvd_qsgd.torch_tensors import WIRE_DTYPES, readable
 
 Tensor = torch.Tensor
@@ -16,26 +17,50 @@ Tensor = torch.Tensor
 FIXED_LENGTH, VARIABLE_LENGTH = ("packed", "ternary"), ("elias-dense", "elias-sparse", "rans")
 
 
-_Pair = tuple[Slot, Tensor]  # a tensor's slot, and its gradient as the kernels read it
+class Verdicts:
+    """Memory of the host in which the sums of a group's tensors leave how they ended."""
+
+    def __init__(self, count: int) -> None:
+        self._memory = torch_streams.GPU.pinned(count * ctypes.sizeof(native_cuda.Verdict))
+        self.address = self._memory.data_ptr()
+        self._each = (native_cuda.Verdict * count).from_address(self.address)
+
+    def of(self, number: int) -> native_cuda.Verdict:
+        """As the tensor's last sum ended."""
+        verdict: native_cuda.Verdict = self._each[number]
+        return verdict
+
+    def address_of(self, number: int) -> int:
+        """Where the tensor's is."""
+        return self.address + number * ctypes.sizeof(native_cuda.Verdict)
 
 
-class Buffers:
-    """A tensor's memory that serves it in every step."""
+class Plan:
+    """How a group's gradients are encoded and added up, as long as they are quantized alike, and memory for it."""
 
-    def __init__(self, device: torch.device, ranks: int) -> None:
-        self.device = device
-        self.frames: list[Tensor] = []  # that nobody reads any more
-        self.scratch = memory(native_cuda.decode_scratch(ranks), device)  # for sums of fixed widths
-        self.memory = torch_streams.GPU.pinned(8)
-        self.verdict = native_cuda.Verdict.from_address(self.memory.data_ptr())
+    def __init__(self, group: Group, verdicts: Verdicts | None) -> None:
+        self.slots, self.device = group.slots, group.device
+        self._quantizations = [slot.quantization for slot in self.slots]
+        self.possible = all(takes(quantization) for quantization in self._quantizations)
+        self.fixed = [k for k, slot in enumerate(self.slots) if not varies(slot)]
+        self.variable = [k for k, slot in enumerate(self.slots) if varies(slot)]
+        self.specs = [ctypes.addressof(slot.spec) for slot in self.slots]
+        self.free: list[list[Tensor]] = []  # frames of fixed length that nobody reads any more
+        self.verdicts = verdicts
+        self.decode_scratch = 0  # bytes for a sum of fixed length, once that is known
 
-    def frame(self, size: int) -> Tensor:
-        """Memory for a frame of ``size`` bytes."""
-        while self.frames:
-            frame = self.frames.pop()
-            if 8 * frame.numel() == size:
-                return frame
-        return memory(size, self.device)
+    def is_valid(self) -> bool:
+        """Whether they are quantized as they were."""
+        return all(was is slot.quantization for was, slot in zip(self._quantizations, self.slots))
+
+    def prepare(self) -> None:
+        """Get what does not change from step to step."""
+        self.decode_scratch = self.decode_scratch or native_cuda.decode_scratch(self.slots[0].size)
+        self.verdicts = self.verdicts or Verdicts(len(self.slots))
+
+    def frames(self) -> list[Tensor]:
+        """Memory for those of fixed length."""
+        return self.free.pop() if self.free else [memory(self.slots[k].most_bytes, self.device) for k in self.fixed]
 
 
 class Encoder:
@@ -44,66 +69,52 @@ class Encoder:
     def __init__(self) -> None:
         self._scratch: dict[torch.device, Tensor] = {}
 
-    def encode(self, slots: list[Slot], tensors: list[Tensor], stream: int) -> list[Tensor]:
-        """The frames of tensors of one device; their lengths are told to the slots' histories."""
-        pairs = [self._prepare(slot, tensor) for slot, tensor in zip(slots, tensors)]
-        frames: dict[int, Tensor] = {}
-        for codecs, encode in (
-            (FIXED_LENGTH, self._encode_fixed if len(pairs) == 1 else self._encode_many),
-            (VARIABLE_LENGTH, self._encode_variable),
-        ):
-            numbers = [k for k, slot in enumerate(slots) if slot.quantization.codec in codecs]
-            if numbers:
-                frames.update(zip(numbers, encode([pairs[k] for k in numbers], stream)))
-        return [frames[k] for k in range(len(slots))]
+    def encode(self, plan: Plan, journeys: list[Journey], stream: int) -> list[Tensor]:
+        """A frame of each; their lengths are told to the slots' histories."""
+        plan.prepare()
+        gradients = [_lent(journey.gradient) for journey in journeys]
+        addresses = [gradient.data_ptr() for gradient in gradients]
+        fixed = self._encode_fixed(plan, addresses, stream) if plan.fixed else []
+        variable = self._encode_variable(plan, addresses, stream) if plan.variable else []
+        if not variable:
+            return fixed
+        frames = dict(zip([*plan.fixed, *plan.variable], [*fixed, *variable]))
+        return [frames[k] for k in range(len(journeys))]
 
-    def _prepare(self, slot: Slot, tensor: Tensor) -> _Pair:
-        gradient = readable(tensor, WIRE_DTYPES[tensor.dtype].carrier)
-        torch_streams.GPU.lend(tensor)
-        if slot.buffers is None or slot.buffers.device != tensor.device:
-            slot.buffers = Buffers(tensor.device, slot.size)
-        return slot, gradient
-
-    def _encode_fixed(self, pairs: list[_Pair], stream: int) -> list[Tensor]:
-        ((slot, gradient),) = pairs
-        frame: Tensor = slot.buffers.frame(slot.most_bytes)
-        scratch = self._scratch_of(native_cuda.encode_scratch(slot.spec), gradient.device)
-        native_cuda.encode(slot.spec, gradient.data_ptr(), frame.data_ptr(), slot.most_bytes, scratch, stream)
-        slot.history.frame_bytes = slot.most_bytes
-        return [frame]
-
-    def _encode_many(self, pairs: list[_Pair], stream: int) -> list[Tensor]:
-        frames: list[Tensor] = [slot.buffers.frame(slot.most_bytes) for slot, _ in pairs]
-        table = (native_cuda.Encoding * len(pairs))(
-            *[
-                native_cuda.Encoding(
-                    ctypes.addressof(slot.spec), gradient.data_ptr(), frame.data_ptr(), slot.most_bytes
-                )
-                for (slot, gradient), frame in zip(pairs, frames)
-            ]
-        )
-        scratch = self._scratch_of(native_cuda.encode_many_scratch(table), frames[0].device)
-        native_cuda.encode_many(table, scratch, stream)
-        for slot, _ in pairs:
+    def _encode_fixed(self, plan: Plan, gradients: list[int], stream: int) -> list[Tensor]:
+        slots, frames = [plan.slots[k] for k in plan.fixed], plan.frames()
+        if len(slots) == 1:
+            (slot,), (frame,) = slots, frames
+            scratch = self._scratch_of(native_cuda.encode_scratch(slot.spec), plan.device)
+            gradient = gradients[plan.fixed[0]]
+            native_cuda.encode(slot.spec, gradient, frame.data_ptr(), slot.most_bytes, scratch, stream)
+        else:
+            table = native_cuda.encodings(
+                (plan.specs[k], gradients[k], frame.data_ptr(), plan.slots[k].most_bytes)
+                for k, frame in zip(plan.fixed, frames)
+            )
+            scratch = self._scratch_of(native_cuda.encode_many_scratch(table), plan.device)
+            native_cuda.encode_many(table, scratch, stream)
+        for slot in slots:
             slot.history.frame_bytes = slot.most_bytes
         return frames
 
-    def _encode_variable(self, pairs: list[_Pair], stream: int) -> list[Tensor]:
+    def _encode_variable(self, plan: Plan, gradients: list[int], stream: int) -> list[Tensor]:
         """As ``native.encode_next``; the host waits for the lengths, once for all."""
-        device = pairs[0][1].device
-        memories = [memory(native_cuda.encode_scratch(slot.spec), device) for slot, _ in pairs]
+        slots, device = [plan.slots[k] for k in plan.variable], plan.device
+        memories = [memory(native_cuda.encode_scratch(slot.spec), device) for slot in slots]
         work = [room(scratch) for scratch in memories]
-        lengths = torch.empty(len(pairs), dtype=torch.int64, device=device)
-        for k, ((slot, gradient), scratch) in enumerate(zip(pairs, work)):
-            native_cuda.encode_begin(slot.spec, gradient.data_ptr(), lengths.data_ptr() + 8 * k, scratch, stream)
+        lengths = torch.empty(len(slots), dtype=torch.int64, device=device)
+        for number, (k, slot, scratch) in enumerate(zip(plan.variable, slots, work)):
+            native_cuda.encode_begin(slot.spec, gradients[k], lengths.data_ptr() + 8 * number, scratch, stream)
         sizes = [
             min(native.padded_bytes(length, slot.history.frame_bytes), slot.most_bytes // 16 * 16)
-            for length, (slot, _) in zip(lengths.tolist(), pairs)
+            for length, slot in zip(lengths.tolist(), slots)
         ]
-        frames: list[Tensor] = [slot.buffers.frame(size) for (slot, _), size in zip(pairs, sizes)]
-        for (slot, _), frame, size, scratch in zip(pairs, frames, sizes, work):
+        frames = [memory(size, device) for size in sizes]
+        for slot, frame, size, scratch in zip(slots, frames, sizes, work):
             native_cuda.encode_end(slot.spec, frame.data_ptr(), size, scratch, stream)
-        for (slot, _), size in zip(pairs, sizes):
+        for slot, size in zip(slots, sizes):
             slot.history = native.History(frame_bytes=size, codec=slot.spec.codec)
         return frames
 
@@ -112,6 +123,13 @@ class Encoder:
         if scratch is None or 8 * scratch.numel() < size:
             scratch = self._scratch[device] = memory(size, device)
         return room(scratch)
+
+
+def _lent(tensor: Tensor) -> Tensor:
+    """The gradient as the kernels read it, whose memory is kept until they have."""
+    gradient = readable(tensor, WIRE_DTYPES[tensor.dtype].carrier)
+    torch_streams.GPU.lend(tensor)
+    return gradient
 
 
 def memory(size: int, device: torch.device) -> Tensor:
@@ -124,10 +142,12 @@ def room(words: Tensor) -> tuple[int, int]:
     return words.data_ptr(), 8 * words.numel()
 
 
+def varies(slot: Slot) -> bool:
+    """Whether the lengths of the tensor's frames do."""
+    return slot.quantization.codec not in FIXED_LENGTH
+
+
 def takes(quantization: Any) -> bool:
     """Whether the kernels can make, and add up, such frames as they are asked for."""
-    schedule = quantization.schedule
-    decided = quantization.variance is None and not (schedule is not None and schedule.needs_frames)
-    return (
-        decided and quantization.codec in (*FIXED_LENGTH, *VARIABLE_LENGTH) and quantization.dither == "nonsubtractive"
-    )
+    decided = quantization.variance is None and quantization.dither == "nonsubtractive"
+    return decided and quantization.codec in (*FIXED_LENGTH, *VARIABLE_LENGTH)

@@ -66,14 +66,14 @@ class Gpu:
             for words in everything:
                 words.record_stream(current)
 
-    def read(self, tensors: list[Tensor]) -> Tensor:
-        """Copies on the CPU of what Horovod has reduced, of one shape, which do not wait for the current stream."""
-        device = tensors[0].device
+    def read(self, tensor: Tensor) -> Tensor:
+        """A copy on the CPU of what Horovod has reduced, which does not wait for the current stream."""
+        device = tensor.device
         stream = _stream_of(device, self._reading)
         if os.environ.get(ASYNC_COMPLETION_VARIABLE, "0") != "0":
             stream.wait_stream(torch.cuda.default_stream(device))
         with torch.cuda.stream(stream):
-            return (torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]).cpu()
+            return tensor.cpu()
 
     def pinned(self, size: int) -> Tensor:
         """``size`` bytes of the CPU's memory, all zero, that kernels can write to."""

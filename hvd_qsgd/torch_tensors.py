@@ -37,22 +37,9 @@ WIRE_DTYPES = {
 FEEDBACK_WIRE = {dtype: Wire(dtype, torch.float32, "float32") for dtype in WIRE_DTYPES}
 # A shape that no gradient has, so that ranks of which only one compresses are told by Horovod.
 TOKEN_SHAPE = (native.TOKEN_LENGTH, 1, 1, 1, 1, 1, 1)
+TOKEN_BYTES = 4 * native.TOKEN_LENGTH
 # No frame of n elements is longer than this many bytes: a scale and a code for each element.
 BYTES_PER_ELEMENT, BYTES_PER_FRAME = 9, 4096
-
-
-class Form(NamedTuple):
-    """What a result is to be like."""
-
-    gradient: Tensor  # which may be another by now
-    shape: torch.Size
-    dtype: torch.dtype
-
-    def on_cpu(self) -> Tensor:
-        """Memory for the result, or for what becomes it."""
-        if self.gradient.is_cpu and self.gradient.shape == self.shape:  # faster than from nothing
-            return torch.empty_like(self.gradient, dtype=self.dtype, memory_format=torch.contiguous_format)
-        return torch.empty(self.shape, dtype=self.dtype, device=CPU)
 
 
 def readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,7 +72,7 @@ def allocate_frame(size: int) -> tuple[Tensor, int]:
 
 def most_words(slot: Slot) -> int:
     """No rank's frame of this tensor is longer, whatever its settings."""
-    return int(BYTES_PER_ELEMENT * slot.spec.count + BYTES_PER_FRAME) // 8
+    return (BYTES_PER_ELEMENT * slot.count + BYTES_PER_FRAME) // 8
 
 
 def saved_residual(name: str, saved: Any) -> Tensor:
@@ -95,39 +82,9 @@ def saved_residual(name: str, saved: Any) -> Tensor:
     return saved.detach().to("cpu", copy=True).contiguous()
 
 
-class Tokens:
-    """A slot's tensors for tokens. Horovod reduces in place: each is used again only once its reduction has ended."""
-
-    def __init__(self, entries: list[float], device: torch.device) -> None:
-        self.device = device
-        self._entries = torch.tensor(entries, dtype=torch.float32, device="cpu").view(TOKEN_SHAPE)
-        self._original = self._entries.to(device)
-        self._bytes = bytes_of(self._entries)
-        self._free: list[Tensor] = []
-
-    def take(self) -> Tensor:
-        """A token that is ready to be reduced."""
-        if not self._free:
-            return self._original.clone()
-        token = self._free.pop()
-        if token.is_cpu:
-            ctypes.memmove(token.data_ptr(), self._bytes, len(self._bytes))
-            return token
-        return token.copy_(self._original)
-
-    def give_back(self, token: Tensor) -> None:
-        """Its reduction has ended."""
-        self._free.append(token)
-
-
-def bytes_of(token: Tensor) -> bytes:
-    """The entries of a token, reduced or not."""
-    return bytes_of_each([token])[0]
-
-
-def bytes_of_each(tokens: list[Tensor]) -> list[bytes]:
-    """The same of tokens on one device, which takes one copy."""
-    if torch_streams.GPU.holds(tokens[0]):
-        tokens = list(torch_streams.GPU.read(tokens))
-    contiguous = [token.contiguous() for token in tokens]
-    return [ctypes.string_at(token.data_ptr(), 4 * token.numel()) for token in contiguous]
+def bytes_of(tokens: Tensor) -> bytes:
+    """The entries of a token, or of several that lie side by side, reduced or not."""
+    if torch_streams.GPU.holds(tokens):
+        tokens = torch_streams.GPU.read(tokens)
+    tokens = tokens.contiguous()
+    return ctypes.string_at(tokens.data_ptr(), 4 * tokens.numel())

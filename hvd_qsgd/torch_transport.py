@@ -36,44 +36,26 @@ class Transport:
             self._mpi = _TensorsOverMpi(MpiTransport(_communicator(self._process_set)))
         return Ranks(self._horovod.rank, self._horovod.size, self._horovod.group)
 
-    def allgather(self, words: Tensor, name: str, bound: int, gpu: torch.device | None) -> Any:
-        """Start gathering all ranks' words for a gradient, on a GPU or not; to ``wait()`` for, wherever they arrive.
+    def allgather(self, frames: list[Tensor], names: list[str], bounds: list[int], gpu: torch.device | None) -> Any:
+        """Start gathering all ranks' frames of gradients that belong together, on a GPU or not; for ``wait_for``.
 
         Horovod moves them on that GPU, whatever this rank made them on: either all ranks have one or none. Built
         without GPU operations it copies them to pinned memory of the CPU and back, by itself.
         """
         if self._mpi is not None:
-            return self._mpi.allgather(words.cpu(), name, bound)
-        if gpu is None:
-            return self._horovod.allgather(words, name, bound)
-        words = words if words.device == gpu else words.to(gpu)  # which costs even where nothing is to be done
-        return _GatheringOnGpu(self._horovod.allgather(words, name, bound), gpu)
+            return self._mpi.allgather([frame.cpu() for frame in frames], names, bounds)
+        if gpu is not None:  # even where nothing is to be done, to() costs
+            frames = [frame if frame.device == gpu else frame.to(gpu) for frame in frames]
+        return self._horovod.allgather_together(frames, names, bounds)
 
-    def wait_for(self, gatherings: list[Any]) -> list[Tensor]:
-        """The words of gradients of one device, with one change of streams for all."""
-        return _wait_for(gatherings)
-
-
-class _GatheringOnGpu:
-    """Words that Horovod gathers on a GPU."""
-
-    def __init__(self, gathering: Any, device: torch.device) -> None:
-        self.gathering = gathering
-        self.device = device
-
-    def wait(self) -> Tensor:
-        return _wait_for([self])[0]
-
-
-def _wait_for(gatherings: list[Any]) -> list[Tensor]:
-    first = gatherings[0]
-    if not isinstance(first, _GatheringOnGpu):
-        return [gathering.wait() for gathering in gatherings]
-    gpu = torch_streams.GPU
-    with gpu.arriving(first.device):
-        everything: list[Tensor] = [on_gpu.gathering.wait() for on_gpu in gatherings]
-    gpu.arrived(everything)
-    return everything
+    def wait_for(self, gatherings: list[Any], gpu: torch.device | None) -> list[list[Tensor]]:
+        """All ranks' words of each gradient, for each of the gatherings, wherever they arrive."""
+        if gpu is None or self._mpi is not None:
+            return [gathering.wait() for gathering in gatherings]
+        with torch_streams.GPU.arriving(gpu):
+            arrived: list[list[Tensor]] = [gathering.wait() for gathering in gatherings]
+        torch_streams.GPU.arrived([words for each in arrived for words in each])
+        return arrived
 
 
 class _TensorsOverMpi:
@@ -82,15 +64,16 @@ class _TensorsOverMpi:
     def __init__(self, transport: MpiTransport) -> None:
         self._transport = transport
 
-    def allgather(self, words: Tensor, name: str, bound: int) -> _TensorsOverMpi._Gathering:
-        return self._Gathering(self._transport.allgather(words.numpy(), name, bound))
+    def allgather(self, frames: list[Tensor], names: list[str], bounds: list[int]) -> _TensorsOverMpi._Gathering:
+        each = zip(frames, names, bounds)
+        return self._Gathering([self._transport.allgather(frame.numpy(), name, bound) for frame, name, bound in each])
 
     class _Gathering:
-        def __init__(self, gathering: Any) -> None:
-            self._gathering = gathering
+        def __init__(self, gatherings: list[Any]) -> None:
+            self._gatherings = gatherings
 
-        def wait(self) -> Tensor:
-            return torch.from_numpy(self._gathering.wait())
+        def wait(self) -> list[Tensor]:
+            return [torch.from_numpy(gathering.wait()) for gathering in self._gatherings]
 
 
 def _communicator(process_set: Any) -> Any:

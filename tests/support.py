@@ -242,7 +242,7 @@ def leave(core: Compressor, name: str | None = None, count: int = 8, ranks: Rank
 
 def arrive(core: Compressor, ticket: Ticket) -> float:
     """After a sum over ranks that agree."""
-    return core.factor(ticket, token_bytes([1.0, *(ticket.slot.size * entry for entry in core.token(ticket)[1:])]))
+    return core.factor(ticket, token_bytes([1.0, *(ticket.slot.size * entry for entry in core.token(ticket.slot)[1:])]))
 
 
 def token_bytes(entries: Sequence[float]) -> bytes:

@@ -52,7 +52,7 @@ def test_every_reduced_token_is_checked() -> None:
     core, ranks = compressor(), Ranks(1, 4, object())
     for scale in (1, 1, 0.25, 1, 0.25):
         ticket = leave(core, "w", ranks=ranks)
-        reduced = [scale, *(4 * scale * entry for entry in core.token(ticket)[1:])]
+        reduced = [scale, *(4 * scale * entry for entry in core.token(ticket.slot)[1:])]
         assert core.factor(ticket, token_bytes(reduced)) == scale
     for wrong in ([0.5, *reduced[1:]], [*reduced[:-1], 0.5], [float("nan")] * 16, reduced[:-1]):
         with pytest.raises(QSGDError):

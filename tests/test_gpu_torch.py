@@ -6,7 +6,6 @@ one is tested by `tests/ranks/test_gpu.py`.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 from unittest import mock
 
@@ -21,7 +20,8 @@ from hvd_qsgd.config import Quantization  # noqa: E402
 from hvd_qsgd.errors import QSGDError  # noqa: E402
 from hvd_qsgd.torch_cpu import CpuPath  # noqa: E402
 from hvd_qsgd.torch_cuda import CudaPath  # noqa: E402
-from hvd_qsgd.torch_tensors import CPU, Form, Tokens, bytes_of  # noqa: E402
+from hvd_qsgd.torch_groups import Journey, Station, Tokens  # noqa: E402
+from hvd_qsgd.torch_tensors import CPU, WIRE_DTYPES  # noqa: E402
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not ON_GPU, reason="needs a GPU: set HVD_QSGD_TEST_GPU=1")]
 
@@ -35,16 +35,22 @@ LONG = 200_000_000  # cycles of a kernel that only waits: a tenth of a second
 class Gathering:
     """As Horovod: an event is recorded on the stream that is current at the start, and the host waits for it."""
 
-    def __init__(self, all_words: list[Any], words: Any) -> None:
-        self.all_words, self.ready = all_words, torch.cuda.current_stream().record_event()
-        all_words.append(words)
+    def __init__(self, meetings: list[list[Any]], frames: list[Any]) -> None:
+        self.meetings, self.ready = meetings, torch.cuda.current_stream().record_event()
+        for meeting, frame in zip(meetings, frames):
+            meeting.append(frame)
 
-    def wait(self) -> Any:
+    def wait(self) -> list[Any]:
         self.ready.synchronize()
         with torch.cuda.stream(torch.cuda.default_stream(DEVICE)):
-            words = torch.cat(self.all_words)
-        torch_streams.GPU.arrived([words])
-        return words
+            return [torch.cat(meeting) for meeting in self.meetings]
+
+
+class NoPath:
+    """In the place of the GPU's."""
+
+    def takes(self, group: Any) -> bool:
+        return False
 
 
 class Job:
@@ -55,35 +61,35 @@ class Job:
         quantization = Quantization.create(bits=4, codec=codec)
         self.cores = [Compressor(quantization, Options(min_size=0)) for _ in range(RANKS)]
         by_cpu = [CpuPath(core, self, None) for core in self.cores]
-        on_gpu = [CudaPath(core, self, cpu) for core, cpu in zip(self.cores, by_cpu)]
-        self.paths: list[Any] = on_gpu if path == "gpu" else by_cpu
+        self.paths = [CudaPath(core, self, cpu) for core, cpu in zip(self.cores, by_cpu)]
+        on_gpu: list[Any] = self.paths if path == "gpu" else [NoPath()] * RANKS
+        self.stations = [Station(*each, grouped=False) for each in zip(self.cores, by_cpu, on_gpu)]
 
-    def allgather(self, words: Any, name: str, bound: int, device: Any) -> Gathering:
-        return Gathering(next(self.words), self.damage(words.to(device)))
+    def allgather(self, frames: list[Any], names: list[str], bounds: list[int], device: Any) -> Gathering:
+        return Gathering(self.meetings, [self.damage(words.to(device)) for words in frames])
 
-    def wait_for(self, gatherings: list[Gathering]) -> list[Any]:
-        return [gathering.wait() for gathering in gatherings]
+    def wait_for(self, gatherings: list[Gathering], device: Any) -> list[list[Any]]:
+        arrived = [gathering.wait() for gathering in gatherings]
+        torch_streams.GPU.arrived([words for each in arrived for words in each])
+        return arrived
 
-    def start(self, gradients: list[Any]) -> list[Any]:
+    def start(self, gradients: list[Any]) -> list[Journey]:
         """Each rank's gradient, or list of those that set out together."""
         groups = [one if isinstance(one, list) else [one] for one in gradients]
-        self.words = itertools.cycle([[] for _ in groups[0]])  # of each gradient, for all ranks
+        self.meetings: list[list[Any]] = [[] for _ in groups[0]]  # of all ranks, for each gradient
         started = []
-        for rank, (core, path, group) in enumerate(zip(self.cores, self.paths, groups)):
+        for rank, (core, station, group) in enumerate(zip(self.cores, self.stations, groups)):
             for gradient in group:
                 ticket = core.open(None, SHAPE, str(self.dtype)[6:], lambda rank=rank: Ranks(rank, RANKS, "gpu"))
-                form = Form(gradient, torch.Size(SHAPE), self.dtype)
-                started.append((ticket, path, path.start(ticket, torch.zeros(16), form)))
-            if isinstance(path, CudaPath):
-                path.depart()
+                started.append(Journey(ticket, gradient, WIRE_DTYPES[self.dtype]))
+                station.wait_here(started[-1])
+            station.depart()
         return started
 
-    def finish(self, started: list[Any]) -> list[Any]:
-        arrived = [(ticket, path, gathering.wait()) for ticket, path, gathering in started]
-        for ticket, _, _ in arrived:
-            assert ticket.close()
-        form = Form(torch.empty(SHAPE, dtype=self.dtype, device=DEVICE), torch.Size(SHAPE), self.dtype)
-        return [path.finish(ticket, words, 1 / RANKS, form) for ticket, path, words in arrived]
+    def finish(self, started: list[Journey]) -> list[Any]:
+        for journey in started:
+            assert journey.ticket.close()
+        return [journey.departure.path.finish(journey, 1 / RANKS) for journey in started]
 
     def step(self, gradients: list[Any]) -> list[Any]:
         return self.finish(self.start(gradients))
@@ -126,8 +132,10 @@ def test_a_group_together(codec: str) -> None:
         for step in range(3):
             values = [list(group) for group in zip(*(gradients(10 * step + k) for k in range(3)))]
             started = gpu.start(values)
-            for _, _, journey in started:
-                journey.reduced, journey.factor = b"as before", 1 / RANKS  # what its token would tell
+            for journey in started:  # what its token would tell: that it came back as it did before
+                group, departure = journey.departure.group, journey.departure
+                group.accepted = b"".join(map(departure.reduced, range(len(values[0]))))
+                journey.slot.accepted = b"", 1 / RANKS
             assert all(torch.equal(a, b) for a, b in zip(gpu.finish(started), cpu.step(values)))
     for path in gpu.paths:
         path.check()
@@ -159,8 +167,8 @@ def test_encoding_does_not_wait_for_what_comes_after_it() -> None:
     with torch.cuda.stream(torch.cuda.Stream(DEVICE)):
         started = job.start(values)
         busy = wait_long()
-        for _, _, journey in started:
-            journey.gathering.ready.synchronize()
+        for journey in started:
+            journey.departure.gathering.ready.synchronize()
         assert not busy.query()
         job.finish(started)
 
@@ -184,9 +192,8 @@ def test_a_gradient_that_is_freed_is_not_overwritten_before_it_is_encoded() -> N
     with torch_streams.GPU.encoding(DEVICE):
         wait_long()
     started = job.start(values)
-    other = Form(torch.empty(SHAPE, device=DEVICE), torch.Size(SHAPE), torch.float32)
-    for _, _, journey in started:
-        journey.form = other  # which holds the gradient
+    for journey in started:
+        journey.gradient = torch.empty(0, device=DEVICE)
     del values, journey
     others = [torch.full(SHAPE, 9.0, device=DEVICE) for _ in range(4 * RANKS)]
     assert all(torch.equal(a, b) for a, b in zip(job.finish(started), expected))
@@ -217,16 +224,17 @@ def test_a_damaged_frame_makes_nan_and_is_told_later() -> None:
 
 
 def test_tokens_on_the_gpu() -> None:
-    tokens = Tokens([float(k) for k in range(16)], DEVICE)
-    token = tokens.take()
-    entries = bytes_of(Tokens([float(k) for k in range(16)], CPU).take())
-    assert token.is_cuda
+    each = [[float(k) for k in range(16)], [0.5] * 16]
+    tokens = Tokens(each, DEVICE)
+    block = tokens.take()
+    entries = Tokens(each, CPU).take().entries()
+    assert all(token.is_cuda for token in block.rows)
     torch.cuda.synchronize()
     busy = wait_long()
-    assert bytes_of(token) == entries
-    assert not busy.query(), "reading the token waited for the current stream"
-    token.zero_()
-    tokens.give_back(token)
-    assert tokens.take() is token
+    assert block.entries() == entries
+    assert not busy.query(), "reading the tokens waited for the current stream"
+    block.all.zero_()
+    tokens.free.append(block)
+    assert tokens.take() is block
     torch.cuda.synchronize()
-    assert bytes_of(token) == entries
+    assert block.entries() == entries

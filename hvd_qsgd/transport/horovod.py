@@ -51,21 +51,36 @@ class HorovodTransport:
 
     def allgather(self, words: Any, name: str, bound: int) -> _Gathering:
         """Start gathering ``words`` (one-dimensional, int64) of all ranks."""
-        parts = -(-bound * self.size // self._max_words)
+        parts = self._parts(bound)
         if parts <= 1:
-            self._start(words, name)
+            self._start(self._hvd.allgather_async, words, name)
             return _Gathering(self, name, 1)
-        self._start(self._torch.tensor([len(words)]), f"{name}/sizes")
+        self._start(self._hvd.allgather_async, self._torch.tensor([len(words)]), f"{name}/sizes")
         for k, part in enumerate(words.tensor_split(parts)):
-            self._start(part, f"{name}/{k}")
+            self._start(self._hvd.allgather_async, part, f"{name}/{k}")
         return _Gathering(self, name, parts)
 
-    def _start(self, words: Any, name: str) -> None:
+    def allgather_together(self, everything: list[Any], names: list[str], bounds: list[int]) -> Any:
+        """Start gathering all of these, on all ranks the same: to ``wait()`` for a list of what ``allgather`` gives.
+
+        Horovod has one operation for that, which it negotiates as a whole and sends as one message, but for tensors
+        that must be split.
+        """
+        if len(everything) == 1 or self._parts(max(bounds)) > 1:
+            return _Several([self.allgather(*one) for one in zip(everything, names, bounds)])
+        name = f"{names[0]}+{len(names) - 1}"
+        self._start(self._hvd.grouped_allgather_async, everything, name)
+        return _Gathering(self, name, 1)
+
+    def _parts(self, bound: int) -> int:
+        return -(-bound * self.size // self._max_words)
+
+    def _start(self, operation: Any, words: Any, name: str) -> None:
         if (self.group, name) in _in_flight:
             # Nobody waited for it, because of an exception; its name is free only after it has ended.
             with contextlib.suppress(self._hvd.mpi_ops.HorovodInternalError):
                 self.finish(name)
-        handle = self._hvd.allgather_async(words, name=name, process_set=self._process_set)
+        handle = operation(words, name=name, process_set=self._process_set)
         _in_flight[self.group, name] = handle
 
     def finish(self, name: str) -> Any:
@@ -93,3 +108,16 @@ class _Gathering:
             return self._transport.finish(self._name)
         sizes = self._transport.finish(f"{self._name}/sizes").tolist()
         return self._transport.join(sizes, [self._transport.finish(f"{self._name}/{k}") for k in range(self._parts)])
+
+
+class _Several:
+    """Gatherings that were started one by one."""
+
+    __slots__ = ("_each",)
+
+    def __init__(self, each: list[_Gathering]) -> None:
+        self._each = each
+
+    def wait(self) -> list[Any]:
+        """For each, words of all ranks, in rank order."""
+        return [gathering.wait() for gathering in self._each]

@@ -15,7 +15,7 @@ import torch
 from pretended_gpu import Event, pretend, pretended_libraries
 from rankcommon import on_two_ranks
 
-from hvd_qsgd import native_cuda
+from hvd_qsgd import native_cuda, torch_cuda
 from hvd_qsgd.errors import QSGDError
 from hvd_qsgd.torch import QSGD
 
@@ -76,6 +76,49 @@ def test_a_group_takes_one_call(monkeypatch: pytest.MonkeyPatch, grouped: bool, 
 
 
 @on_two_ranks
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("codec", ["packed", "rans"])
+def test_a_group_travels_as_one(monkeypatch: pytest.MonkeyPatch, codec: str, on_gpu: bool) -> None:
+    if on_gpu:
+        pretend(monkeypatch)
+    started: list[tuple[str, int]] = []
+
+    def counted(name: str) -> Any:
+        start = getattr(hvd, name)
+        return lambda what, **how: (started.append((name, len(what))), start(what, **how))[1]
+
+    for name in ("allgather_async", "grouped_allgather_async"):
+        monkeypatch.setattr(hvd, name, counted(name))
+    group = Group(codec=codec, min_size=0)
+    for step in range(3):
+        group.step(step)
+    assert started == [("grouped_allgather_async", 3)] * 3
+
+
+@on_two_ranks
+@pytest.mark.parametrize(("most", "calls_of_each"), [(2**23, (0, 1)), (100, (1, 1)), (0, (3, 0))])
+def test_what_set_out_by_itself_is_added_up_together(
+    monkeypatch: pytest.MonkeyPatch, most: int, calls_of_each: tuple[int, int]
+) -> None:
+    """As far as tokens tell that it is on its way from all ranks, and up to so many elements more."""
+    group = Group(min_size=0)
+    expected = [rt.digest(group.step(step)) for step in range(3)]
+    pretend(monkeypatch)
+    monkeypatch.setattr(torch_cuda, "MOST_AHEAD", most)
+    calls, compressor = count_calls(monkeypatch), QSGD(min_size=0)
+    for step in range(3):
+        gradients = [rt.randn(size, 50, seed=step + k) for k, size in enumerate((60, 1, 7))]
+        tokens, contexts = zip(*[tuple(compressor.compress(gradient)) for gradient in gradients])
+        calls.clear()
+        outputs = hvd.synchronize(hvd.grouped_allreduce_async_(list(tokens), name="alone"))
+        results = [compressor.decompress(output, ctx) for output, ctx in zip(outputs, contexts)]
+        assert rt.digest(results) == expected[step]
+        one, many = calls_of_each if step else (3, 0)
+        assert (calls["decode_sum"], calls["decode_sum_many"]) == (one, many)
+    compressor.stats()
+
+
+@on_two_ranks
 def test_a_group_of_one_codec_and_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Changed in between."""
     pretend(monkeypatch)
@@ -116,15 +159,15 @@ def test_a_group_with_a_damaged_frame_names_it(monkeypatch: pytest.MonkeyPatch) 
     pretend(monkeypatch)
     group = Group(min_size=0)
     group.step()
-    send = hvd.allgather_async
+    send = hvd.grouped_allgather_async
 
-    def damaged(words: torch.Tensor, name: str, **how: Any) -> Any:
-        words = words.clone()
-        words[20] ^= (1 << 17) * (rt.RANK == 1 and name.endswith("#2"))
-        return send(words, name=name, **how)
+    def damaged(frames: list[torch.Tensor], **how: Any) -> Any:
+        frames = [frame.clone() for frame in frames]
+        frames[2][20] ^= (1 << 17) * (rt.RANK == 1)
+        return send(frames, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hvd, "allgather_async", damaged)
+        patch.setattr(hvd, "grouped_allgather_async", damaged)
         assert [bool(result.isnan().any()) for result in group.step()] == [False, False, True]
     rt.assert_all_raise(group.compressor.stats, "tensor '#2'", "step 1", "rank 1 is damaged")
     assert not any(result.isnan().any() for result in group.step())

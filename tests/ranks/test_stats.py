@@ -19,22 +19,23 @@ class Wire:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.sent: list[bytes] = []
         self.results: dict[int, int] = {}
-        start, finish = hvd.allgather_async, hvd.synchronize
+        start, start_group, finish = hvd.allgather_async, hvd.grouped_allgather_async, hvd.synchronize
         gathers = set()
 
-        def allgather_async(words: torch.Tensor, **how: Any) -> Any:
-            handle = start(words, **how)
+        def counted(handle: int, everything: list[torch.Tensor]) -> int:
             gathers.add(handle)
-            self.sent.append(words.numpy().tobytes())
+            self.sent += [words.numpy().tobytes() for words in everything]
             return handle
 
         def synchronize(handle: int) -> Any:
             result = finish(handle)
             if handle in gathers:
-                self.results[handle] = result.numel() * result.element_size()
+                everything = result if isinstance(result, tuple) else [result]
+                self.results[handle] = sum(words.numel() * words.element_size() for words in everything)
             return result
 
-        patch.setattr(hvd, "allgather_async", allgather_async)
+        patch.setattr(hvd, "allgather_async", lambda words, **how: counted(start(words, **how), [words]))
+        patch.setattr(hvd, "grouped_allgather_async", lambda all_, **how: counted(start_group(all_, **how), all_))
         patch.setattr(hvd, "synchronize", synchronize)
 
     @property

@@ -1,0 +1,238 @@
+"""Gradients on their way, and how those that Horovod compresses as a group set out together.
+
+Horovod tells a compressor nowhere what belongs together. But it looks into what ``compress`` returns at once for a
+gradient by itself, ``token, ctx = compress(gradient)``, and for a group when all of it is there, ``zip(*[compress(
+gradient) for gradient in group])``. So gradients wait until one is looked into.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from hvd_qsgd import torch_streams
+from hvd_qsgd.compressor import Compressor, not_on_its_way
+from hvd_qsgd.errors import QSGDError
+from hvd_qsgd.stats import Stats
+from hvd_qsgd.steps import Slot, Ticket
+from hvd_qsgd.torch_tensors import CPU, TOKEN_BYTES, TOKEN_SHAPE, Wire, bytes_of, most_words
+
+Tensor = torch.Tensor
+
+
+class Journey:
+    """A gradient on its way, from ``compress`` to ``decompress``."""
+
+    __slots__ = (
+        "__weakref__", "departure", "factor", "gradient", "number", "result", "slot", "ticket", "token", "wire",
+        "words",
+    )  # fmt: skip
+
+    departure: Departure  # once it has set out, as
+    number: int  # of its group
+
+    def __init__(self, ticket: Ticket, gradient: Tensor, wire: Wire) -> None:
+        self.ticket = ticket
+        self.slot: Slot = ticket.slot
+        self.gradient = gradient  # which may be another by now
+        self.wire = wire
+        self.token: Tensor | None = None  # that Horovod reduces, once it has set out
+        self.words: Tensor | None = None  # all ranks' frames, once they are here
+        self.factor = 0.0  # of the result
+        self.result: Tensor | None = None
+
+    def reduced(self, output: Tensor) -> bytes:
+        """The entries of the token that came back as ``output``."""
+        return self.departure.reduced(self.number) if output is self.token else bytes_of(output)
+
+
+class Tokens:
+    """Memory for the tokens of a group. Horovod reduces in place: it is used again once all reductions have ended."""
+
+    def __init__(self, entries: list[list[float]], device: torch.device) -> None:
+        self.device = device
+        self._entries = torch.tensor(entries, dtype=torch.float32, device="cpu").view(-1, *TOKEN_SHAPE)
+        self._address = self._entries.data_ptr()
+        self._original = self._entries.to(device)
+        self.free: list[Block] = []
+
+    def take(self) -> Block:
+        """Tokens that are ready to be reduced."""
+        if not self.free:
+            return Block(self._original.clone())
+        block = self.free.pop()
+        if block.on_gpu:
+            block.all.copy_(self._original)
+        else:
+            ctypes.memmove(block.address, self._address, block.bytes)
+        return block
+
+
+class Block:
+    """The tokens of a group, which lie side by side."""
+
+    __slots__ = ("address", "all", "bytes", "on_gpu", "rows")
+
+    def __init__(self, everything: Tensor) -> None:
+        self.all, self.rows = everything, everything.unbind(0)
+        self.address, self.bytes = everything.data_ptr(), TOKEN_BYTES * len(self.rows)
+        self.on_gpu = torch_streams.GPU.holds(everything)
+
+    def entries(self) -> bytes:
+        """Of all tokens, reduced or not."""
+        return bytes_of(self.all) if self.on_gpu else ctypes.string_at(self.address, self.bytes)
+
+
+class Group:
+    """Tensors that set out together, and what of that stays the same from step to step. It belongs to the first one."""
+
+    def __init__(self, slots: list[Slot], device: torch.device, tokens: Tokens) -> None:
+        self.slots, self.device, self.tokens = slots, device, tokens
+        self.signatures = [slot.signature for slot in slots]
+        self.operations = [slot.operation for slot in slots]
+        self.bounds = [most_words(slot) for slot in slots]
+        self.elements = sum(slot.count for slot in slots)
+        self.accepted: bytes | None = None  # all tokens as they came back, in place, when they were found right
+        self.plan: Any = None  # CudaPath's
+
+    def is_of(self, slots: list[Slot], device: torch.device) -> bool:
+        """Whether it is these tensors', on this device, and their tokens are still the same."""
+        same = self.slots == slots and self.device == device
+        return same and self.signatures == [slot.signature for slot in slots]
+
+
+class Departure:
+    """Gradients of a group that set out together in a step."""
+
+    def __init__(self, group: Group, journeys: list[Journey], path: Any) -> None:
+        self.group = group
+        self.path = path  # CpuPath or CudaPath
+        self._journeys: list[weakref.ref[Journey]] = []  # as weak as in a station
+        self._tokens = group.tokens.take()
+        self._reduced: bytes | None = None  # all tokens, if they are known to be right
+        self._missing = self._missing_in_place = len(journeys)  # tokens
+        self.gathering: Any = None  # what to wait for, until the frames are here
+        self.gpu: torch.device | None = None  # on which Horovod gathers them
+        self.plan: Any = None  # CudaPath's, and
+        self.frames: list[Tensor] = []  # this rank's memory, to be used again
+        for number, journey in enumerate(journeys):
+            self._journeys.append(weakref.ref(journey))
+            journey.departure, journey.number, journey.token = self, number, self._tokens.rows[number]
+
+    def journeys(self) -> list[Journey]:
+        """Those that are not given up."""
+        return [journey for journey in (one() for one in self._journeys) if journey is not None]
+
+    def is_right(self) -> bool:
+        """Whether all tokens have come back, in place, as they did when they were found right.
+
+        No token is like that before it is reduced, but where there is one rank.
+        """
+        if self._reduced is None and self.group.accepted is not None:
+            entries = self._tokens.entries()
+            self._reduced = entries if entries == self.group.accepted else None
+        return self._reduced is not None
+
+    def reduced(self, number: int) -> bytes:
+        """The entries of a token that came back in place."""
+        entries = self._reduced if self.is_right() else None
+        start = TOKEN_BYTES * number
+        return (entries or self._tokens.entries())[start : start + TOKEN_BYTES]
+
+    def accept(self, in_place: bool) -> None:
+        """One more token has come back, in place or not, and is right."""
+        self._missing -= 1
+        self._missing_in_place -= in_place
+        if self._missing == 0:
+            if self._missing_in_place == 0 and self._reduced is None:
+                self.group.accepted = self._tokens.entries()
+            self.group.tokens.free.append(self._tokens)
+
+    def arrive(self, words: list[Tensor]) -> None:
+        """All ranks' frames are here, of each of the gradients."""
+        self.gathering = None
+        for one, own in zip(self._journeys, words):
+            journey = one()
+            if journey is not None:
+                journey.words = own
+
+
+def arrive(departures: list[Departure], transport: Any, stats: Stats) -> None:
+    """Wait for all ranks' frames."""
+    start = time.perf_counter()
+    arrived = transport.wait_for([departure.gathering for departure in departures], departures[0].gpu)
+    for departure, words in zip(departures, arrived):
+        departure.arrive(words)
+    stats.seconds_wait += time.perf_counter() - start
+
+
+class Station:
+    """Where the gradients of one compressor wait for the others of their group."""
+
+    def __init__(self, core: Compressor, on_cpu: Any, on_gpu: Any, grouped: bool) -> None:
+        self._core, self._on_cpu, self._on_gpu, self._grouped = core, on_cpu, on_gpu, grouped
+        # Weak: a gradient that is given up must not look as if it were on its way.
+        self._waiting: list[weakref.ref[Journey]] = []
+
+    def wait_here(self, journey: Journey) -> Compressed:
+        """What ``compress`` returns."""
+        self._waiting.append(weakref.ref(journey))
+        return Compressed(journey, self)
+
+    def depart(self) -> None:
+        """All that wait, and were not given up, set out."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        journeys = [journey for one in waiting if (journey := one()) is not None and journey.ticket.is_open()]
+        if len(journeys) == 1:
+            self._depart(journeys)
+            return
+        by_device: dict[torch.device, list[Journey]] = {}
+        for journey in journeys:
+            by_device.setdefault(journey.gradient.device, []).append(journey)
+        for those in by_device.values():
+            self._depart(those)
+
+    def _depart(self, journeys: list[Journey]) -> None:
+        gradient = journeys[0].gradient
+        device, on_gpu = gradient.device, torch_streams.GPU.holds(gradient)
+        if on_gpu and torch_streams.GPU.capturing():
+            raise QSGDError(
+                "gradients cannot be reduced while a CUDA graph is captured, since Horovod's operations cannot: "
+                "capture the forward and the backward pass alone, and reduce after the replay"
+            )
+        slots = [journey.slot for journey in journeys]
+        group: Group | None = slots[0].group
+        if group is None or not group.is_of(slots, device):
+            tokens = Tokens([self._core.token(slot) for slot in slots], device if on_gpu and self._grouped else CPU)
+            group = slots[0].group = Group(slots, device, tokens)
+        path = self._on_gpu if on_gpu and self._on_gpu.takes(group) else self._on_cpu
+        path.depart(Departure(group, journeys, path), journeys)
+
+
+class Compressed:
+    """Token and context of a gradient, which sets out with all that wait when somebody looks into this."""
+
+    __slots__ = ("_journey", "_station")
+
+    def __init__(self, journey: Journey, station: Station) -> None:
+        self._journey, self._station = journey, station
+
+    def __iter__(self) -> Iterator[Any]:
+        self._station.depart()
+        journey = self._journey
+        if journey.token is None:
+            raise not_on_its_way(journey.slot)
+        return iter((journey.token, journey))
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self)[index]
+
+    def __len__(self) -> int:
+        return 2
