@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import math
 from typing import Any, Union
 
@@ -163,7 +164,7 @@ class Quantization:
         root = math.isqrt(min(count, self.bucket_size_for(count)))
         return max(1, min(root, most_levels(self.codec)))
 
-    @property
+    @functools.cached_property
     def fixed_length(self) -> bool:
         """Whether all frames of a tensor are equally long, and how long is known before."""
         return self.levels is not None and self.codec != AUTO and not CODECS[self.codec].variable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import MethodType
 from typing import Any, Callable
 
 
@@ -14,8 +15,7 @@ class Method:
         functools.update_wrapper(self, function)  # type: ignore[arg-type]
 
     def __get__(self, instance: Any, owner: type) -> Callable[..., Any]:
-        bound: Callable[..., Any] = self._function.__get__(_default(owner) if instance is None else instance)
-        return bound
+        return MethodType(self._function, _default(owner) if instance is None else instance)
 
 
 @functools.cache

@@ -157,7 +157,8 @@ def decode_sum(frames: int, size: int, count: int, expected: Expectation, factor
     status = library().qsgd_decode_sum(frames, size, count, expected, factor, out, default_threads(), bad)
     if status >= FIRST_FRAME_STATUS:
         raise FrameError(status, bad.value)
-    _raise_unless_ok(status)
+    if status:
+        _raise_unless_ok(status)
 
 
 def add_gradient(gradient: int, dtype: int, count: int, residual: int) -> None:

@@ -73,7 +73,7 @@ class Ticket:
         self.slot = slot
         self.encoded = False  # or could not be
         self._steps = steps
-        self.serial = steps.next_serial()
+        self.serial = next(steps.serials)
         steps.on_their_way[slot] = self.serial
 
     def is_open(self) -> bool:
@@ -82,15 +82,13 @@ class Ticket:
 
     def close(self) -> bool:
         """The tensor has arrived. False if it had before, or was given up."""
-        if not self.is_open():
+        on_their_way = self._steps.on_their_way
+        if on_their_way.get(self.slot) != self.serial:
             return False
-        del self._steps.on_their_way[self.slot]
+        del on_their_way[self.slot]
         return True
 
-    def __del__(self) -> None:
-        # Thrown away by an exception, or by an optimizer that loads its state: as good as arrived.
-        if self.is_open():
-            self.close()
+    __del__ = close  # thrown away by an exception, or by an optimizer that loads its state: as good as arrived
 
 
 class Steps:
@@ -101,11 +99,7 @@ class Steps:
         self.opened = 0  # tensors in this step
         self.on_their_way: dict[Hashable, int] = {}
         self.lock = threading.Lock()
-        self._serials = itertools.count()
-
-    def next_serial(self) -> int:
-        """A number that no ticket had before."""
-        return next(self._serials)
+        self.serials = itertools.count()  # that no ticket had before
 
     def begin(self, step: int | None = None) -> None:
         """Begin step number ``step`` (default: the next), giving up what is on its way."""

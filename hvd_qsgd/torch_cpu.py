@@ -26,9 +26,8 @@ class CpuPath:
     def depart(self, departure: Departure, journeys: list[Journey]) -> None:
         """Encode the gradients and start gathering the frames."""
         group = departure.group
-        departure.gpu = group.device if group.device.type == "cuda" else None
-        frames = [self._encode(journey) for journey in journeys]
-        departure.gathering = self._transport.allgather(frames, group.operations, group.bounds, departure.gpu)
+        frames = list(map(self._encode, journeys))
+        departure.gathering = self._transport.allgather(frames, group.operations, group.bounds, group.gpu)
 
     def finish(self, journey: Journey, factor: float) -> Tensor:
         """The sum of all ranks' frames, which it waits for, times ``factor``."""

@@ -73,11 +73,11 @@ class CudaPath:
     def depart(self, departure: Departure, journeys: list[Journey]) -> None:
         """Encode the gradients, together, and start gathering the frames."""
         group, plan = departure.group, departure.group.plan
-        departure.gpu, departure.plan = group.device, plan
+        departure.plan = plan
         with torch_streams.GPU.encoding(group.device) as stream:
             encode = lambda _: self._encoder.encode(plan, journeys, stream)  # noqa: E731
             frames = self._core.encode_together(encode, [journey.ticket for journey in journeys], allocate_frame)
-            departure.gathering = self._transport.allgather(frames, group.operations, group.bounds, group.device)
+            departure.gathering = self._transport.allgather(frames, group.operations, group.bounds, group.gpu)
         if journeys[0].ticket.encoded:
             departure.frames = [frames[k] for k in plan.fixed]
         self._departed.append(weakref.ref(departure))
@@ -131,7 +131,7 @@ class CudaPath:
             if other is None or other is departure or other.gathering is None:
                 continue
             elements += other.group.elements
-            if elements > MOST_AHEAD or other.gpu != departure.gpu or not (departure.is_right() and other.is_right()):
+            if elements > MOST_AHEAD or other.group.device != departure.group.device or not (departure.is_right() and other.is_right()):
                 return
             yield other
 
@@ -168,7 +168,7 @@ class CudaPath:
         done = torch_streams.GPU.mark(device)
         if fixed:
             each = [(one.departure.plan.verdicts, one.number, one.slot, one.slot.spec.step) for one in fixed]
-            self._enqueued.append(_Sums(self._core.steps.next_serial(), done, each))
+            self._enqueued.append(_Sums(next(self._core.steps.serials), done, each))
         if variable:
             done.synchronize()
         for journey in variable:

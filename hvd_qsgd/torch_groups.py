@@ -8,6 +8,7 @@ gradient) for gradient in group])``. So gradients wait until one is looked into.
 from __future__ import annotations
 
 import ctypes
+import operator
 import time
 import weakref
 from collections.abc import Iterator
@@ -23,16 +24,21 @@ from hvd_qsgd.steps import Slot, Ticket
 from hvd_qsgd.torch_tensors import CPU, TOKEN_BYTES, TOKEN_SHAPE, Wire, bytes_of, most_words
 
 Tensor = torch.Tensor
+_slot, _signature = operator.attrgetter("slot"), operator.attrgetter("signature")
 
 
 class Journey:
-    """A gradient on its way, from ``compress`` to ``decompress``."""
+    """A gradient on its way, from ``compress`` to ``decompress``: the pair of its token and, as context, itself.
+
+    It sets out with all that wait in its station when somebody looks into the pair.
+    """
 
     __slots__ = (
-        "__weakref__", "departure", "factor", "gradient", "number", "result", "slot", "ticket", "token", "wire",
-        "words",
+        "__weakref__", "departure", "factor", "gradient", "number", "result", "slot", "station", "ticket", "token",
+        "wire", "words",
     )  # fmt: skip
 
+    station: Station  # where it waits
     departure: Departure  # once it has set out, as
     number: int  # of its group
 
@@ -45,6 +51,19 @@ class Journey:
         self.words: Tensor | None = None  # all ranks' frames, once they are here
         self.factor = 0.0  # of the result
         self.result: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.token is None:
+            self.station.depart()
+        if self.token is None:
+            raise not_on_its_way(self.slot)
+        return iter((self.token, self))
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self)[index]
+
+    def __len__(self) -> int:
+        return 2
 
     def reduced(self, output: Tensor) -> bytes:
         """The entries of the token that came back as ``output``."""
@@ -91,9 +110,10 @@ class Block:
 class Group:
     """Tensors that set out together, and what of that stays the same from step to step. It belongs to the first one."""
 
-    def __init__(self, slots: list[Slot], device: torch.device, tokens: Tokens) -> None:
+    def __init__(self, slots: list[Slot], device: torch.device, on_gpu: bool, tokens: Tokens) -> None:
         self.slots, self.device, self.tokens = slots, device, tokens
-        self.signatures = [slot.signature for slot in slots]
+        self.gpu = device if on_gpu else None  # on which Horovod gathers their frames
+        self.signatures = list(map(_signature, slots))
         self.operations = [slot.operation for slot in slots]
         self.bounds = [most_words(slot) for slot in slots]
         self.elements = sum(slot.count for slot in slots)
@@ -103,25 +123,28 @@ class Group:
     def is_of(self, slots: list[Slot], device: torch.device) -> bool:
         """Whether it is these tensors', on this device, and their tokens are still the same."""
         same = self.slots == slots and self.device == device
-        return same and self.signatures == [slot.signature for slot in slots]
+        return same and self.signatures == list(map(_signature, slots))
 
 
 class Departure:
     """Gradients of a group that set out together in a step."""
 
+    __slots__ = (
+        "__weakref__", "_journeys", "_missing", "_missing_in_place", "_reduced", "_tokens", "frames", "gathering",
+        "group", "path", "plan",
+    )  # fmt: skip
+
     def __init__(self, group: Group, journeys: list[Journey], path: Any) -> None:
         self.group = group
         self.path = path  # CpuPath or CudaPath
-        self._journeys: list[weakref.ref[Journey]] = []  # as weak as in a station
+        self._journeys = list(map(weakref.ref, journeys))  # as weak as in a station
         self._tokens = group.tokens.take()
         self._reduced: bytes | None = None  # all tokens, if they are known to be right
         self._missing = self._missing_in_place = len(journeys)  # tokens
         self.gathering: Any = None  # what to wait for, until the frames are here
-        self.gpu: torch.device | None = None  # on which Horovod gathers them
         self.plan: Any = None  # CudaPath's, and
         self.frames: list[Tensor] = []  # this rank's memory, to be used again
         for number, journey in enumerate(journeys):
-            self._journeys.append(weakref.ref(journey))
             journey.departure, journey.number, journey.token = self, number, self._tokens.rows[number]
 
     def journeys(self) -> list[Journey]:
@@ -165,9 +188,14 @@ class Departure:
 def arrive(departures: list[Departure], transport: Any, stats: Stats) -> None:
     """Wait for all ranks' frames."""
     start = time.perf_counter()
-    arrived = transport.wait_for([departure.gathering for departure in departures], departures[0].gpu)
-    for departure, words in zip(departures, arrived):
-        departure.arrive(words)
+    gpu = departures[0].group.gpu
+    if gpu is None:
+        for departure in departures:
+            departure.arrive(departure.gathering.wait())
+    else:
+        arrived = transport.wait_for([departure.gathering for departure in departures], gpu)
+        for departure, words in zip(departures, arrived):
+            departure.arrive(words)
     stats.seconds_wait += time.perf_counter() - start
 
 
@@ -179,60 +207,34 @@ class Station:
         # Weak: a gradient that is given up must not look as if it were on its way.
         self._waiting: list[weakref.ref[Journey]] = []
 
-    def wait_here(self, journey: Journey) -> Compressed:
+    def wait_here(self, journey: Journey) -> Journey:
         """What ``compress`` returns."""
+        journey.station = self
         self._waiting.append(weakref.ref(journey))
-        return Compressed(journey, self)
+        return journey
 
     def depart(self) -> None:
         """All that wait, and were not given up, set out."""
-        if not self._waiting:
-            return
         waiting, self._waiting = self._waiting, []
-        journeys = [journey for one in waiting if (journey := one()) is not None and journey.ticket.is_open()]
-        if len(journeys) == 1:
-            self._depart(journeys)
-            return
         by_device: dict[torch.device, list[Journey]] = {}
-        for journey in journeys:
-            by_device.setdefault(journey.gradient.device, []).append(journey)
-        for those in by_device.values():
-            self._depart(those)
+        for one in waiting:
+            journey = one()
+            if journey is not None and journey.ticket.is_open():
+                by_device.setdefault(journey.gradient.device, []).append(journey)
+        for device, journeys in by_device.items():
+            self._depart(journeys, device)
 
-    def _depart(self, journeys: list[Journey]) -> None:
-        gradient = journeys[0].gradient
-        device, on_gpu = gradient.device, torch_streams.GPU.holds(gradient)
+    def _depart(self, journeys: list[Journey], device: torch.device) -> None:
+        on_gpu = torch_streams.GPU.holds(journeys[0].gradient)
         if on_gpu and torch_streams.GPU.capturing():
             raise QSGDError(
                 "gradients cannot be reduced while a CUDA graph is captured, since Horovod's operations cannot: "
                 "capture the forward and the backward pass alone, and reduce after the replay"
             )
-        slots = [journey.slot for journey in journeys]
+        slots = list(map(_slot, journeys))
         group: Group | None = slots[0].group
         if group is None or not group.is_of(slots, device):
             tokens = Tokens([self._core.token(slot) for slot in slots], device if on_gpu and self._grouped else CPU)
-            group = slots[0].group = Group(slots, device, tokens)
+            group = slots[0].group = Group(slots, device, on_gpu, tokens)
         path = self._on_gpu if on_gpu and self._on_gpu.takes(group) else self._on_cpu
         path.depart(Departure(group, journeys, path), journeys)
-
-
-class Compressed:
-    """Token and context of a gradient, which sets out with all that wait when somebody looks into this."""
-
-    __slots__ = ("_journey", "_station")
-
-    def __init__(self, journey: Journey, station: Station) -> None:
-        self._journey, self._station = journey, station
-
-    def __iter__(self) -> Iterator[Any]:
-        self._station.depart()
-        journey = self._journey
-        if journey.token is None:
-            raise not_on_its_way(journey.slot)
-        return iter((journey.token, journey))
-
-    def __getitem__(self, index: Any) -> Any:
-        return tuple(self)[index]
-
-    def __len__(self) -> int:
-        return 2

@@ -40,13 +40,14 @@ TOKEN_SHAPE = (native.TOKEN_LENGTH, 1, 1, 1, 1, 1, 1)
 TOKEN_BYTES = 4 * native.TOKEN_LENGTH
 # No frame of n elements is longer than this many bytes: a scale and a code for each element.
 BYTES_PER_ELEMENT, BYTES_PER_FRAME = 9, 4096
+_WORDS = torch.empty(0, dtype=torch.int64, device="cpu")  # more like these take less time than from nothing
 
 
 def readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """``tensor`` where the kernels of its device can read it, which may be itself."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise QSGDError("QSGD cannot be differentiated: reduce tensor.detach(), or call it under torch.no_grad()")
-    if tensor.device.type not in ("cpu", "cuda"):
+    if not (tensor.is_cpu or tensor.is_cuda):
         raise QSGDError(
             f"hvd_qsgd compresses gradients on the CPU and on CUDA GPUs, not those on {tensor.device}: move the model "
             "to one of them"
@@ -66,7 +67,7 @@ def clipped(gradient: Tensor, deviations: float) -> Tensor:
 
 def allocate_frame(size: int) -> tuple[Tensor, int]:
     """Memory of the CPU for a frame of ``size`` bytes, and its address."""
-    frame = torch.empty(size // 8, dtype=torch.int64, device="cpu")
+    frame = _WORDS.new_empty(size // 8)
     return frame, frame.data_ptr()
 
 

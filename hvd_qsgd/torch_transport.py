@@ -37,7 +37,7 @@ class Transport:
         return Ranks(self._horovod.rank, self._horovod.size, self._horovod.group)
 
     def allgather(self, frames: list[Tensor], names: list[str], bounds: list[int], gpu: torch.device | None) -> Any:
-        """Start gathering all ranks' frames of gradients that belong together, on a GPU or not; for ``wait_for``.
+        """Start gathering all ranks' frames of gradients that belong together; to ``wait()`` for, on a GPU by ``wait_for``.
 
         Horovod moves them on that GPU, whatever this rank made them on: either all ranks have one or none. Built
         without GPU operations it copies them to pinned memory of the CPU and back, by itself.
@@ -48,9 +48,9 @@ class Transport:
             frames = [frame if frame.device == gpu else frame.to(gpu) for frame in frames]
         return self._horovod.allgather_together(frames, names, bounds)
 
-    def wait_for(self, gatherings: list[Any], gpu: torch.device | None) -> list[list[Tensor]]:
-        """All ranks' words of each gradient, for each of the gatherings, wherever they arrive."""
-        if gpu is None or self._mpi is not None:
+    def wait_for(self, gatherings: list[Any], gpu: torch.device) -> list[list[Tensor]]:
+        """What each of the gatherings' ``wait()`` returns, with one change of streams for all."""
+        if self._mpi is not None:  # on the CPU
             return [gathering.wait() for gathering in gatherings]
         with torch_streams.GPU.arriving(gpu):
             arrived: list[list[Tensor]] = [gathering.wait() for gathering in gatherings]

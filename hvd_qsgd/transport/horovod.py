@@ -51,10 +51,10 @@ class HorovodTransport:
 
     def allgather(self, words: Any, name: str, bound: int) -> _Gathering:
         """Start gathering ``words`` (one-dimensional, int64) of all ranks."""
-        parts = self._parts(bound)
-        if parts <= 1:
+        if bound * self.size <= self._max_words:
             self._start(self._hvd.allgather_async, words, name)
             return _Gathering(self, name, 1)
+        parts = -(-bound * self.size // self._max_words)
         self._start(self._hvd.allgather_async, self._torch.tensor([len(words)]), f"{name}/sizes")
         for k, part in enumerate(words.tensor_split(parts)):
             self._start(self._hvd.allgather_async, part, f"{name}/{k}")
@@ -66,22 +66,19 @@ class HorovodTransport:
         Horovod has one operation for that, which it negotiates as a whole and sends as one message, but for tensors
         that must be split.
         """
-        if len(everything) == 1 or self._parts(max(bounds)) > 1:
-            return _Several([self.allgather(*one) for one in zip(everything, names, bounds)])
+        if len(everything) == 1 or max(bounds) * self.size > self._max_words:
+            return _Several(list(map(self.allgather, everything, names, bounds)))
         name = f"{names[0]}+{len(names) - 1}"
         self._start(self._hvd.grouped_allgather_async, everything, name)
         return _Gathering(self, name, 1)
 
-    def _parts(self, bound: int) -> int:
-        return -(-bound * self.size // self._max_words)
-
     def _start(self, operation: Any, words: Any, name: str) -> None:
-        if (self.group, name) in _in_flight:
+        key = self.group, name
+        if key in _in_flight:
             # Nobody waited for it, because of an exception; its name is free only after it has ended.
             with contextlib.suppress(self._hvd.mpi_ops.HorovodInternalError):
                 self.finish(name)
-        handle = operation(words, name=name, process_set=self._process_set)
-        _in_flight[self.group, name] = handle
+        _in_flight[key] = operation(words, name=name, process_set=self._process_set)
 
     def finish(self, name: str) -> Any:
         """The gathered words of operation ``name``."""
@@ -120,4 +117,4 @@ class _Several:
 
     def wait(self) -> list[Any]:
         """For each, words of all ranks, in rank order."""
-        return [gathering.wait() for gathering in self._each]
+        return list(map(_Gathering.wait, self._each))
