@@ -75,9 +75,8 @@ class Tokens:
 
     def __init__(self, entries: list[list[float]], device: torch.device) -> None:
         self.device = device
-        self._entries = torch.tensor(entries, dtype=torch.float32, device="cpu").view(-1, *TOKEN_SHAPE)
-        self._address = self._entries.data_ptr()
-        self._original = self._entries.to(device)
+        on_cpu = torch.tensor(entries, dtype=torch.float32, device="cpu").view(-1, *TOKEN_SHAPE)
+        self._original, self._bytes = on_cpu.to(device), bytes_of(on_cpu)
         self.free: list[Block] = []
 
     def take(self) -> Block:
@@ -85,26 +84,28 @@ class Tokens:
         if not self.free:
             return Block(self._original.clone())
         block = self.free.pop()
-        if block.on_gpu:
+        if block.memory is None:
             block.all.copy_(self._original)
         else:
-            ctypes.memmove(block.address, self._address, block.bytes)
+            block.memory.raw = self._bytes
         return block
 
 
 class Block:
     """The tokens of a group, which lie side by side."""
 
-    __slots__ = ("address", "all", "bytes", "on_gpu", "rows")
+    __slots__ = ("all", "memory", "rows")
 
     def __init__(self, everything: Tensor) -> None:
         self.all, self.rows = everything, everything.unbind(0)
-        self.address, self.bytes = everything.data_ptr(), TOKEN_BYTES * len(self.rows)
-        self.on_gpu = torch_streams.GPU.holds(everything)
+        self.memory: Any = None  # of the CPU, if they lie there
+        if not torch_streams.GPU.holds(everything):
+            self.memory = (ctypes.c_char * (TOKEN_BYTES * len(self.rows))).from_address(everything.data_ptr())
 
     def entries(self) -> bytes:
         """Of all tokens, reduced or not."""
-        return bytes_of(self.all) if self.on_gpu else ctypes.string_at(self.address, self.bytes)
+        entries: bytes = bytes_of(self.all) if self.memory is None else self.memory.raw
+        return entries
 
 
 class Group:
