@@ -131,7 +131,9 @@ class CudaPath:
             if other is None or other is departure or other.gathering is None:
                 continue
             elements += other.group.elements
-            if elements > MOST_AHEAD or other.group.device != departure.group.device or not (departure.is_right() and other.is_right()):
+            if elements > MOST_AHEAD or other.group.gpu != departure.group.gpu:
+                return
+            if not (departure.is_right() and other.is_right()):
                 return
             yield other
 

@@ -37,7 +37,7 @@ class Transport:
         return Ranks(self._horovod.rank, self._horovod.size, self._horovod.group)
 
     def allgather(self, frames: list[Tensor], names: list[str], bounds: list[int], gpu: torch.device | None) -> Any:
-        """Start gathering all ranks' frames of gradients that belong together; to ``wait()`` for, on a GPU by ``wait_for``.
+        """Start gathering all ranks' frames of gradients that belong together: to ``wait()``, or ``wait_for``, for.
 
         Horovod moves them on that GPU, whatever this rank made them on: either all ranks have one or none. Built
         without GPU operations it copies them to pinned memory of the CPU and back, by itself.
