@@ -96,6 +96,22 @@ def test_a_group_travels_as_one(monkeypatch: pytest.MonkeyPatch, codec: str, on_
 
 
 @on_two_ranks
+def test_a_pair_is_looked_into_again() -> None:
+    """While others still wait for the rest of their group."""
+    compressor, gradients = QSGD(min_size=0), [rt.randn(20, 10, seed=k) for k in range(2)]
+    first = compressor.compress(gradients[0])
+    token, context = first
+    second = compressor.compress(gradients[1])
+    assert len(first) == 2
+    assert first[0] is token
+    assert first[-1] is context
+    assert second.token is None
+    for name, pair, gradient in zip("ab", (first, second), gradients):
+        result = compressor.decompress(hvd.allreduce_(pair[0], name=name), pair[1])
+        rt.assert_within_grid(result, gradient)
+
+
+@on_two_ranks
 @pytest.mark.parametrize(("most", "calls_of_each"), [(2**23, (0, 1)), (100, (1, 1)), (0, (3, 0))])
 def test_what_set_out_by_itself_is_added_up_together(
     monkeypatch: pytest.MonkeyPatch, most: int, calls_of_each: tuple[int, int]
