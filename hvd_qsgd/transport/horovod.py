@@ -68,7 +68,7 @@ class HorovodTransport:
         """
         if len(everything) == 1 or max(bounds) * self.size > self._max_words:
             return _Several(list(map(self.allgather, everything, names, bounds)))
-        name = f"{names[0]}+{len(names) - 1}"
+        name = f"{len(names)} of {names[0]}"  # which no tensor's name begins like
         self._start(self._hvd.grouped_allgather_async, everything, name)
         return _Gathering(self, name, 1)
 

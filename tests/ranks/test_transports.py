@@ -124,3 +124,18 @@ def test_hundreds_of_tensors_of_new_sizes() -> None:
         for i in (0, 50, 99):
             rt.assert_within_grid(results[i], tensors[i])
         rt.assert_replicas_equal(results)
+
+
+def test_names_like_those_of_groups() -> None:
+    """A group, and parameters that are called as its operation might be, travel at once."""
+    named = [(name, torch.nn.Parameter(torch.empty(40, 40))) for name in ("a", "b", "a+1", "2 of a")]
+    for k, (_, parameter) in enumerate(named):
+        parameter.grad = rt.randn(40, 40, seed=k)
+    gradients = [parameter.grad for _, parameter in named]
+    compressor = QSGD(named_parameters=named)
+    grouped = zip(*[compressor.compress(gradient) for gradient in gradients[:2]])
+    alone = [tuple(compressor.compress(gradient)) for gradient in gradients[2:]]
+    tokens, contexts = zip(*zip(*grouped), *alone)
+    outputs = rt.reduced(list(tokens), hvd.Compression.none)
+    for output, ctx, gradient in zip(outputs, contexts, gradients):
+        rt.assert_within_grid(compressor.decompress(output, ctx), gradient)
