@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import operator
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -30,15 +31,16 @@ _slot, _signature = operator.attrgetter("slot"), operator.attrgetter("signature"
 class Journey:
     """A gradient on its way, from ``compress`` to ``decompress``: the pair of its token and, as context, itself.
 
-    It sets out with all that wait in its station when somebody looks into the pair.
+    It sets out, with all that wait beside it, when somebody looks into the pair.
     """
 
     __slots__ = (
         "__weakref__", "departure", "factor", "gradient", "number", "result", "slot", "station", "ticket", "token",
-        "wire", "words",
+        "waiting", "wire", "words",
     )  # fmt: skip
 
     station: Station  # where it waits
+    waiting: list[weakref.ref[Journey]]  # and with whom
     departure: Departure  # once it has set out, as
     number: int  # of its group
 
@@ -54,7 +56,7 @@ class Journey:
 
     def __iter__(self) -> Iterator[Any]:
         if self.token is None:
-            self.station.depart()
+            self.station.depart(self.waiting)
         if self.token is None:
             raise not_on_its_way(self.slot)
         return iter((self.token, self))
@@ -200,25 +202,33 @@ def arrive(departures: list[Departure], transport: Any, stats: Stats) -> None:
     stats.seconds_wait += time.perf_counter() - start
 
 
+class _Waiting(threading.local):
+    """Who waits, in each thread: a group is compressed in one, while autograd's others may call hooks as well."""
+
+    def __init__(self) -> None:
+        # Weak: a gradient that is given up must not look as if it were on its way.
+        self.journeys: list[weakref.ref[Journey]] = []
+
+
 class Station:
     """Where the gradients of one compressor wait for the others of their group."""
 
     def __init__(self, core: Compressor, on_cpu: Any, on_gpu: Any, grouped: bool) -> None:
         self._core, self._on_cpu, self._on_gpu, self._grouped = core, on_cpu, on_gpu, grouped
-        # Weak: a gradient that is given up must not look as if it were on its way.
-        self._waiting: list[weakref.ref[Journey]] = []
+        self._waiting = _Waiting()
 
     def wait_here(self, journey: Journey) -> Journey:
         """What ``compress`` returns."""
-        journey.station = self
-        self._waiting.append(weakref.ref(journey))
+        journey.station, journey.waiting = self, self._waiting.journeys
+        journey.waiting.append(weakref.ref(journey))
         return journey
 
-    def depart(self) -> None:
-        """All that wait, and were not given up, set out."""
-        waiting, self._waiting = self._waiting, []
+    def depart(self, waiting: list[weakref.ref[Journey]]) -> None:
+        """All of these, who wait no longer, set out unless they were given up."""
+        departing = waiting.copy()
+        waiting.clear()
         by_device: dict[torch.device, list[Journey]] = {}
-        for one in waiting:
+        for one in departing:
             journey = one()
             if journey is not None and journey.ticket.is_open():
                 by_device.setdefault(journey.gradient.device, []).append(journey)

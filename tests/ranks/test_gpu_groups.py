@@ -6,6 +6,7 @@ import gc
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import horovod.torch as hvd
@@ -109,6 +110,22 @@ def test_a_pair_is_looked_into_again() -> None:
     for name, pair, gradient in zip("ab", (first, second), gradients):
         result = compressor.decompress(hvd.allreduce_(pair[0], name=name), pair[1])
         rt.assert_within_grid(result, gradient)
+
+
+@on_two_ranks
+def test_what_waits_in_another_thread_is_of_another_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks need not reach the same in one thread when they are at the same place in another."""
+    started, start = [], hvd.allgather_async
+    monkeypatch.setattr(hvd, "allgather_async", lambda words, **how: (started.append(how["name"]), start(words, **how))[1])
+    compressor, gradients = QSGD(), [rt.randn(60, 50, seed=k) for k in range(2)]
+    waiting = compressor.compress(gradients[0])
+    with ThreadPoolExecutor(1) as other:
+        pairs = [other.submit(lambda: tuple(compressor.compress(gradients[1]))).result()]
+        pairs.insert(0, other.submit(tuple, waiting).result())  # even if it is looked into elsewhere
+    assert [name[-2:] for name in started] == ["#1", "#0"]
+    tokens, contexts = zip(*pairs)
+    for output, ctx, gradient in zip(rt.reduced(list(tokens), hvd.Compression.none), contexts, gradients):
+        rt.assert_within_grid(compressor.decompress(output, ctx), gradient)
 
 
 @on_two_ranks
