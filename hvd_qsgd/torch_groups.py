@@ -231,7 +231,9 @@ class Station:
         for one in departing:
             journey = one()
             if journey is not None and journey.ticket.is_open():
-                by_device.setdefault(journey.gradient.device, []).append(journey)
+                # What lies on neither is refused, but not left out: all ranks must send the same.
+                device = journey.gradient.device if torch_streams.GPU.holds(journey.gradient) else CPU
+                by_device.setdefault(device, []).append(journey)
         for device, journeys in by_device.items():
             self._depart(journeys, device)
 

@@ -55,6 +55,15 @@ def test_a_rank_that_has_no_memory_for_its_frame(monkeypatch: pytest.MonkeyPatch
     rt.assert_within_grid(rt.reduced(gradient, compressor), gradient)
 
 
+def test_a_rank_that_has_one_of_a_group_elsewhere() -> None:
+    """On a device that cannot be read."""
+    compressor, gradients = QSGD(), [rt.randn(60, 60, seed=k) for k in range(3)]
+    elsewhere = [gradients[0], gradients[1].to("meta" if rt.RANK == 1 else "cpu"), gradients[2]]
+    rt.assert_all_raise(lambda: rt.reduced(elsewhere, compressor), "rank 1 could not encode tensor '#1'", "on meta")
+    for result, gradient in zip(rt.reduced(gradients, compressor), gradients):
+        rt.assert_within_grid(result, gradient)
+
+
 def test_a_rank_that_cannot_encode_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     model = rt.mlp()
     compressor = QSGD(8, min_size=0, named_parameters=model.named_parameters())
