@@ -115,8 +115,14 @@ def test_a_pair_is_looked_into_again() -> None:
 @on_two_ranks
 def test_what_waits_in_another_thread_is_of_another_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks need not reach the same in one thread when they are at the same place in another."""
-    started, start = [], hvd.allgather_async
-    monkeypatch.setattr(hvd, "allgather_async", lambda words, **how: (started.append(how["name"]), start(words, **how))[1])
+    started: list[str] = []
+    start = hvd.allgather_async
+
+    def named(words: torch.Tensor, **how: Any) -> Any:
+        started.append(how["name"])
+        return start(words, **how)
+
+    monkeypatch.setattr(hvd, "allgather_async", named)
     compressor, gradients = QSGD(), [rt.randn(60, 50, seed=k) for k in range(2)]
     waiting = compressor.compress(gradients[0])
     with ThreadPoolExecutor(1) as other:
