@@ -192,14 +192,30 @@ def arrive(departures: list[Departure], transport: Any, stats: Stats) -> None:
     """Wait for all ranks' frames."""
     start = time.perf_counter()
     gpu = departures[0].group.gpu
-    if gpu is None:
+    try:
+        if gpu is None:
+            for departure in departures:
+                departure.arrive(departure.gathering.wait())
+        else:
+            arrived = transport.wait_for([departure.gathering for departure in departures], gpu)
+            for departure, words in zip(departures, arrived):
+                departure.arrive(words)
+    except Exception as error:
         for departure in departures:
-            departure.arrive(departure.gathering.wait())
-    else:
-        arrived = transport.wait_for([departure.gathering for departure in departures], gpu)
-        for departure, words in zip(departures, arrived):
-            departure.arrive(words)
+            if departure.gathering is not None:
+                departure.gathering = _Failed(error)
+        raise
     stats.seconds_wait += time.perf_counter() - start
+
+
+class _Failed:
+    """In place of a gathering that ended with an error, which all of the group are to hear of."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def wait(self) -> Any:
+        raise self._error
 
 
 class _Waiting(threading.local):

@@ -126,6 +126,26 @@ def test_hundreds_of_tensors_of_new_sizes() -> None:
         rt.assert_replicas_equal(results)
 
 
+def test_all_of_a_group_hear_that_it_did_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    compressor = QSGD(min_size=0)
+    gradients = [rt.randn(40, 40 + k) for k in range(3)]
+    finish = HorovodTransport.finish
+
+    def fail(self: HorovodTransport, name: str) -> None:
+        finish(self, name)
+        raise hvd.mpi_ops.HorovodInternalError("the network is down")
+
+    tokens, contexts = zip(*[compressor.compress(gradient) for gradient in gradients])
+    reduced = rt.reduced(list(tokens), hvd.Compression.none)
+    with monkeypatch.context() as patch:
+        patch.setattr(HorovodTransport, "finish", fail)
+        for token, context in zip(reduced, contexts):
+            with pytest.raises(hvd.mpi_ops.HorovodInternalError, match="the network is down"):
+                compressor.decompress(token, context)
+    for result, gradient in zip(rt.reduced(gradients, compressor), gradients):
+        rt.assert_within_grid(result, gradient)
+
+
 def test_names_like_those_of_groups() -> None:
     """A group, and parameters that are called as its operation might be, travel at once."""
     named = [(name, torch.nn.Parameter(torch.empty(40, 40))) for name in ("a", "b", "a+1", "2 of a")]
