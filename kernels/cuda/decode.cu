@@ -120,9 +120,9 @@ __device__ __forceinline__ void sum_plain(const SumJob& job, Terms& terms, uint6
         Step mine;
         if (rows && first + lane_of_half_warp() < end) {
             const FrameView& view = job.views[first + lane_of_half_warp()];
-            const uint64_t bytes = kUnit / 8 * view.bits;
-            const uint8_t* const begin = view.payload + bytes * unit;
-            for (uint64_t byte = 0; byte < bytes; byte += 128) prefetch(begin + byte);
+            const uint8_t* const begin = view.payload + kUnit / 8 * view.bits * unit;
+            const uint32_t bytes = packed_bytes(view.bits, rows);
+            for (uint32_t byte = 0; byte < bytes; byte += 128) prefetch(begin + byte);
             mine = Step(view, bucket_of_unit(view, unit));
         }
         with_bits(job.views[0].bits, [&](auto b) {

@@ -17,6 +17,11 @@ __device__ __forceinline__ uint32_t unit_rows(uint64_t unit, uint64_t count) {
     return static_cast<uint32_t>(left < kUnit ? (left + kLanes - 1) / kLanes : kRows);
 }
 
+// Bytes of it in packed payloads of so many bits.
+__device__ __forceinline__ uint32_t packed_bytes(uint32_t bits, uint32_t rows) {
+    return 64 * ((bits * rows + 31) / 32);
+}
+
 // A lane's part of a unit in packed payloads of so many bits.
 template <int kBits>
 struct PackedUnit {
@@ -28,7 +33,7 @@ struct PackedUnit {
     __device__ __forceinline__ PackedUnit(uint64_t unit, uint32_t rows)
         : first(kBytes * unit + 4 * lane_of_half_warp()),
           key((kBytes / 8 * unit + lane_of_half_warp()) * kGolden),
-          bytes(64 * ((kBits * rows + 31) / 32)) {}
+          bytes(packed_bytes(kBits, rows)) {}
 
     // The words of its string, zeros where the payload has ended. Returns its part of the unit's terms.
     __device__ __forceinline__ uint64_t load(const FrameView& view, uint32_t (&words)[kBits]) const {
