@@ -109,14 +109,13 @@ struct Warp {
 
 class Block {
   public:
-    Block(std::vector<std::unique_ptr<Fiber>>& pool, unsigned threads, std::mt19937& random) {
+    Block(const std::unique_ptr<Fiber>* pool, unsigned threads, std::mt19937& random) {
         for (unsigned t = 0; t < threads; ++t) fibers_.push_back(pool[t].get());
         order_ = fibers_;
         std::shuffle(order_.begin(), order_.end(), random);
     }
 
     void run(unsigned number, dim3 grid) {
-        std::rotate(fibers_.begin(), fibers_.begin() + 1 % fibers_.size(), fibers_.end());
         for (unsigned t = 0; t < fibers_.size(); ++t) prepare(*fibers_[t], t, number, grid);
         for (bool moved = true; moved;) {
             moved = false;
@@ -199,19 +198,19 @@ cudaError_t run(dim3 grid, dim3 block, size_t shared, void (*body_)(void**), voi
         return cudaErrorInvalidConfiguration;
     if (shared > kMostShared) return cudaErrorInvalidValue;
     if (empty) return cudaSuccess;
-    while (pool.size() < block.x) pool.emplace_back(new Fiber);
+    while (pool.size() < races::kApart * block.x) pool.emplace_back(new Fiber);
     body = body_, arguments = arguments_;
     std::vector<unsigned> blocks(grid.x);
     for (unsigned k = 0; k < grid.x; ++k) blocks[k] = k;
     std::shuffle(blocks.begin(), blocks.end(), random_numbers());
-    Block threads(pool, block.x, random_numbers());
-    for (const unsigned number : blocks) {
+    for (unsigned turn = 0; turn < grid.x; ++turn) {
+        Block threads(&pool[turn % races::kApart * block.x], block.x, random_numbers());
         races::renew(qsgd_shared_memory, kMostShared);
         UNPOISON(qsgd_shared_memory, kMostShared);
         memset(qsgd_shared_memory, 0xA5, kMostShared);
         POISON(qsgd_shared_memory + shared, kMostShared - shared);
         races::begin_block();
-        threads.run(number, grid);
+        threads.run(blocks[turn], grid);
     }
     races::end_launch();
     return cudaSuccess;

@@ -1,5 +1,7 @@
 // A launch as ThreadSanitizer sees it, if it is there: the threads of a block are threads that only barriers
-// order. Shuffles and ballots move values but order no memory, as on a GPU, and nothing orders blocks.
+// order. Shuffles and ballots move values but order no memory, as on a GPU, and nothing orders blocks: kApart
+// of a launch have threads of their own, since one that has met others at a barrier knows what these did
+// before.
 #pragma once
 
 #include <stddef.h>
@@ -19,6 +21,7 @@ namespace races {
 constexpr size_t kPage = 4096;
 constexpr unsigned kNoOrder = 1;  // that switching to another thread would make
 constexpr unsigned kTurns = 256;  // blocks until clocks are used again
+constexpr unsigned kApart = 3;    // blocks: as many as a launch has (QSGD_CUDA_MOST_BLOCKS)
 constexpr unsigned kWarps = 32;
 
 inline bool on() { return __tsan_acquire != nullptr; }
