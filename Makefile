@@ -201,7 +201,7 @@ endif
 
 ASAN_LIBRARY := $(CURDIR)/build/asan/libhvd_qsgd.so
 # -O0: with the checks in, optimizing the unrolled loops takes GCC many minutes and gigabytes.
-asan-kernels:                        ## the same with address and undefined-behaviour checks, in build/asan/
+asan-kernels:                        ## the kernel library with address and undefined-behaviour checks, in build/asan/
 	@$(MAKE) --no-print-directory kernels WERROR= OBJECTS=build/asan LIBRARY=$(ASAN_LIBRARY) \
 	    OPTIMIZE='-O0 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all'
 
@@ -282,4 +282,4 @@ distclean: clean                     ## remove .venv as well
 
 help:                                ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r t d; do \
-	    printf '  make %-14s %s\n' "$$t" "$$d"; done
+	    printf '  make %-18s %s\n' "$$t" "$$d"; done
