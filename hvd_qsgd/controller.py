@@ -73,7 +73,9 @@ class Controller:
 
     def _tensor_width(self, name: str, count: int) -> float:
         if self._wanted is None:
-            return self._width(self._first_overhead(count))
+            overhead = self._first_overhead(count)
+            # To begin with few levels because a guess was too high costs a run more than the bits.
+            return max(self._width(overhead), 0.0 if self._whole else self.schedule.first_width(overhead))
         return self._scaled_width(name, self._offset) if name in self._scales else self._wanted
 
     def _scaled_width(self, name: str, offset: float) -> float:

@@ -42,6 +42,10 @@ class Schedule:
         """
         raise NotImplementedError
 
+    def first_width(self, overhead: float) -> float:
+        """The first step has at least that, whatever ``width`` says, where ``overhead`` is a guess."""
+        return 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Constant(Schedule):
@@ -134,8 +138,8 @@ class Budget(Schedule):
     As with DQSGD, the logarithm of the levels in step t is θ + (T-1-t)/2·log2(alpha) + log2(‖g_t‖). Each step solves
     for the θ that spends what is left of the budget in the steps that are left, if the norms stay what they are on
     average. Counted is what frames really have: codes, scales, headers and padding, on average over the ranks. The
-    first step, before there were any, has 7 levels if that takes no more than twice the average. After the last step it
-    goes on with the same average.
+    first step of a code of variable length, before there were any, has 7 levels if that takes no more than twice the
+    average. After the last step it goes on with the same average.
 
     Args:
         bits_per_coordinate: the average. What one level takes at least is spent anyway, and no more than the codec has.
@@ -191,10 +195,10 @@ class Budget(Schedule):
 
         first = low - max(now, later)
         last = most - min(now, later + slope * max(after - 1, 0))
-        width = clip(solve(planned, left, first, last) + now, low, most) + past.carry
-        if past.overhead is None:  # nobody knows yet what frames take, and a first step of few levels costs a run more
-            width = max(width, min(FIRST_WIDTH, FIRST_SHARE * self.bits_per_coordinate - overhead))
-        return width
+        return clip(solve(planned, left, first, last) + now, low, most) + past.carry
+
+    def first_width(self, overhead: float) -> float:
+        return min(FIRST_WIDTH, FIRST_SHARE * self.bits_per_coordinate - overhead)
 
     def _saved(self, past: Progress) -> float:
         """Bits of the steps so far that were not spent, for each element of a step."""

@@ -126,6 +126,12 @@ def test_the_first_step_of_a_budget(average: float, levels: int) -> None:
     assert controller.quantization("w", 9999).levels == levels
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_short_runs_of_fixed_widths_keep_to_the_budget(steps: int) -> None:
+    spent, _ = run(Quantization.create(schedule=Budget(2.1, steps)), np.ones(steps), packed_bits)
+    assert spent <= 2.1
+
+
 def test_after_the_last_step_the_average_goes_on() -> None:
     spent, _ = run(Quantization.create(schedule=Budget(2.5, 50)), np.ones(200), packed_bits)
     assert spent == pytest.approx(2.5, rel=0.003)
