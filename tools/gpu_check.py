@@ -93,8 +93,9 @@ def parts(capability: str, output: str | None) -> list[Part]:
     make = ["make", f"PYTHON={python}"]
     found = [
         Part("build", [*make, "kernels", "cuda", f"CUDA_ARCH={capability}", "WERROR="], 100),
-        Part("kernels' tests", [python, *PYTEST, *KERNEL_TESTS], 120),
+        Part("kernels' tests", [python, *PYTEST, *KERNEL_TESTS], 90),
         Part("PyTorch's tests", [python, *PYTEST, *FRONTEND_TESTS], 50),
+        Part("2^31 elements", [python, *PYTEST, "tests/test_gpu_large.py"], 40),
         ranks_part(),
     ]
     sanitizer = shutil.which("compute-sanitizer")
@@ -102,7 +103,7 @@ def parts(capability: str, output: str | None) -> list[Part]:
     for tool in ("memcheck", "racecheck"):
         checked = [*SANITIZED, str(sanitizer), f"--tool={tool}", *SANITIZER_OPTIONS, python, *PYTEST, "-k", FEW]
         command = [*checked, *(f"tests/test_cuda_{what}.py" for what in OF_FILES)]
-        found.append(Part(tool, command, 70, missing))
+        found.append(Part(tool, command, 65, missing))
     written = [] if output is None else ["--output", output]
     found.append(Part("benchmark", [python, "-m", "benchmarks.gpu", *written], 90))
     return found
