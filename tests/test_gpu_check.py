@@ -1,5 +1,6 @@
 """`make gpu-check`, as far as it goes without a GPU."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -46,12 +47,14 @@ def test_parts_that_fail_stop_no_other(monkeypatch, capfd):
 
 
 def test_what_a_part_has_started_ends_with_it(tmp_path):
-    child = f"import time; time.sleep(3); open({str(tmp_path / 'x')!r}, 'w')"
+    """Interrupted or, where interrupts are ignored, as in the background of a shell, killed."""
+    number = tmp_path / "number"
+    child = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    ended, _ = gpu_check.run(gpu_check.Part("slow", [sys.executable, "-c", code], 1))
-    assert ended == "STOPPED after 1 s"
-    time.sleep(3)
-    assert not (tmp_path / "x").exists()
+    ended, _ = gpu_check.run(gpu_check.Part("slow", [sys.executable, "-c", code], 3))
+    assert ended == "STOPPED after 3 s"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int(number.read_text())).status() == psutil.STATUS_ZOMBIE
 
 
 def test_what_is_missing_shows(monkeypatch, capsys):
