@@ -36,15 +36,15 @@ def with_torch(dtype: str, steps: int) -> list[bytes]:
     from hvd_qsgd.torch import QSGD
 
     class Gathered:
-        def __init__(self, words: Any) -> None:
-            self.words = words
+        def __init__(self, frames: list[Any], *_: Any) -> None:
+            self.words = [torch.from_numpy(exchange(words.numpy())) for words in frames]
 
-        def wait(self) -> Any:
+        def wait(self) -> list[Any]:
             return self.words
 
     hvd.init()
     compression = QSGD(**HOW)
-    compression._transport.allgather = lambda words, *how: Gathered(torch.from_numpy(exchange(words.numpy())))
+    compression._transport.allgather = Gathered
     results = []
     for step in range(steps):
         token, ctx = compression.compress(torch.from_numpy(gradient(dtype, step)).to(getattr(torch, dtype)))
