@@ -206,20 +206,19 @@ class Exchanges:
         native_cuda.decode_sum_many(self._summations(), (memory.data_ptr(), memory.numel()), self.device.stream)
 
     def _encodings(self) -> ctypes.Array[native_cuda.Encoding]:
-        rows = [
-            native_cuda.Encoding(
+        return native_cuda.encodings(
+            (
                 ctypes.addressof(one.spec),
                 one.gradient.data_ptr(),
                 one.frames.data_ptr() + one.spec.rank * one.frame_bytes,
                 one.frame_bytes,
             )
             for one in self.each
-        ]
-        return (native_cuda.Encoding * len(rows))(*rows)
+        )
 
     def _summations(self) -> ctypes.Array[native_cuda.Summation]:
-        rows = [
-            native_cuda.Summation(
+        return native_cuda.summations(
+            (
                 one.frames.data_ptr(),
                 one.frames.numel(),
                 ctypes.addressof(one.expected),
@@ -229,5 +228,4 @@ class Exchanges:
                 one.verdict.data_ptr(),
             )
             for one in self.each
-        ]
-        return (native_cuda.Summation * len(rows))(*rows)
+        )

@@ -20,7 +20,7 @@ class Slot:
     """What stays the same about one tensor from step to step, and must be the same on all ranks."""
 
     __slots__ = (
-        "accepted", "buffers", "count", "dtype", "expected", "group", "history", "last_step", "most_bytes", "name",
+        "accepted", "count", "dtype", "expected", "group", "history", "last_step", "most_bytes", "name",
         "operation", "quantization", "shape", "signature", "size", "spec",
     )  # fmt: skip
 
@@ -35,7 +35,6 @@ class Slot:
         self.expected = native.Expectation(spec.count, spec.tensor, spec.step, spec.dtype, 0)
         self.size = size  # ranks that send a frame
         self.group: Any = None  # the frontend's, of tensors that set out together, if this is their first
-        self.buffers: Any = None  # the frontend's, on a GPU
         self.accepted: tuple[bytes, float] | None = None  # a reduced token that was found right, and its factor
         self.signature = 0
         self.sign("")

@@ -76,7 +76,6 @@ class Tokens:
     """Memory for the tokens of a group. Horovod reduces in place: it is used again once all reductions have ended."""
 
     def __init__(self, entries: list[list[float]], device: torch.device) -> None:
-        self.device = device
         on_cpu = torch.tensor(entries, dtype=torch.float32, device="cpu").view(-1, *TOKEN_SHAPE)
         self._original, self._bytes = on_cpu.to(device), bytes_of(on_cpu)
         self.free: list[Block] = []
